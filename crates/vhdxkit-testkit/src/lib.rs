@@ -1,0 +1,1 @@
+//! Builds VHDX images for tests.

@@ -1,0 +1,346 @@
+//! Everything that can be wrong with a file, one variant each.
+//!
+//! Opening and checking judge by the same list: an open stops at the first [`Severity::Error`], a
+//! check goes on and reports them all. The `code` of a defect is stable; codes of the form `V7` are
+//! numbered in `docs/findings.md`, `W-` marks a deviation, `I-` a remark.
+
+use crate::format::Guid;
+
+/// How bad a [`Defect`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing, nothing is wrong: a log that will replay, space that could be given back.
+    Info,
+    /// Breaks the format or a good habit, but every guest byte can still be read with certainty.
+    Warning,
+    /// Guest data, or the file as a whole, cannot be read with certainty.
+    Error,
+}
+
+impl Severity {
+    /// `error`, `warning` or `info`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Why a log entry does not count.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryFault {
+    /// Not a multiple of 4 KiB, zero, or longer than the log.
+    #[error("EntryLength {0:#x} is no whole number of sectors within the log")]
+    Length(u32),
+    /// The length that the descriptors add up to differs.
+    #[error("EntryLength {found:#x} does not match its descriptors (they need {needed:#x})")]
+    LengthMismatch {
+        /// The field.
+        found: u32,
+        /// What header, descriptors and data sectors add up to.
+        needed: u64,
+    },
+    /// Not a sector of the log.
+    #[error("Tail {0:#x} is not a sector of the log")]
+    Tail(u32),
+    /// Must be greater than zero.
+    #[error("SequenceNumber is zero")]
+    SequenceZero,
+    /// Must be zero.
+    #[error("Reserved field is {0:#x}")]
+    Reserved(u32),
+    /// Another entry starts inside this one, or the ring ends first.
+    #[error("sector {0} of the entry was overwritten or never written")]
+    Cut(u32),
+    /// A descriptor with neither signature.
+    #[error("descriptor {index} has the signature {found:02x?}")]
+    DescriptorSignature {
+        /// Counted from zero.
+        index: u32,
+        /// What stands there.
+        found: [u8; 4],
+    },
+    /// A descriptor of another entry.
+    #[error("descriptor {index} carries sequence number {found}")]
+    DescriptorSequence {
+        /// Counted from zero.
+        index: u32,
+        /// What stands there.
+        found: u64,
+    },
+    /// A target that must never be replayed: unaligned, over the header section, over the log, or
+    /// beyond what a file can be.
+    #[error("descriptor {index} writes {length:#x} bytes at {offset:#x}: {why}")]
+    Target {
+        /// Counted from zero.
+        index: u32,
+        /// File offset.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Which rule it breaks.
+        why: &'static str,
+    },
+    /// A data sector without its frame, or of another entry.
+    #[error("data sector {0} carries another sequence number or none")]
+    DataSector(u32),
+    /// `LastFileOffset` is larger than any file we would extend.
+    #[error("LastFileOffset {0:#x} is beyond the largest file we accept")]
+    LastFileOffset(u64),
+    /// The checksum over the whole entry.
+    #[error("checksum is {found:#010x}, should be {computed:#010x}")]
+    Checksum {
+        /// The field.
+        found: u32,
+        /// What the bytes add up to.
+        computed: u32,
+    },
+}
+
+/// Why a header or region table copy does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyFault {
+    /// Other bytes than the signature.
+    #[error("signature is {0:02x?}")]
+    Signature([u8; 4]),
+    /// The checksum over the whole structure.
+    #[error("checksum is {found:#010x}, should be {computed:#010x}")]
+    Checksum {
+        /// The field.
+        found: u32,
+        /// What the bytes add up to.
+        computed: u32,
+    },
+    /// The file ends before or inside it.
+    #[error("the file ends inside it")]
+    Missing,
+}
+
+macro_rules! defects {
+    ($( $(#[$doc:meta])* $name:ident { $($field:ident : $ty:ty),* $(,)? }
+        => $code:literal, $severity:expr, $structure:literal, $offset:expr, $repair:expr, $message:literal;)*) => {
+        /// One thing that is wrong, with the offending value and where it stands.
+        ///
+        /// `at` fields are file offsets of the field in question.
+        #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+        #[non_exhaustive]
+        #[allow(missing_docs)]
+        pub enum Defect {
+            $( $(#[$doc])* #[error($message)] $name { $($field: $ty),* }, )*
+        }
+
+        impl Defect {
+            /// The stable code of this kind of defect.
+            #[must_use]
+            pub const fn code(&self) -> &'static str {
+                match self { $( Self::$name { .. } => $code, )* }
+            }
+
+            /// How bad it is.
+            #[must_use]
+            #[allow(unused_variables)]
+            pub fn severity(&self) -> Severity {
+                use Severity::{Error, Info, Warning};
+                match self { $( Self::$name { $($field),* } => $severity, )* }
+            }
+
+            /// The structure of the file it was found in.
+            #[must_use]
+            pub const fn structure(&self) -> &'static str {
+                match self { $( Self::$name { .. } => $structure, )* }
+            }
+
+            /// Where in the file it was found; `None` when it concerns no single place.
+            #[must_use]
+            #[allow(unused_variables)]
+            pub fn offset(&self) -> Option<u64> {
+                match self { $( Self::$name { $($field),* } => $offset, )* }
+            }
+
+            /// What a repair would do; `None` when nothing needs doing or nothing safe can be done.
+            #[must_use]
+            pub const fn repair(&self) -> Option<&'static str> {
+                match self { $( Self::$name { .. } => $repair, )* }
+            }
+        }
+    };
+}
+
+const HEAL_HEADER: Option<&str> = Some("rewrite this copy from the current header");
+
+defects! {
+    // ---- file identifier and headers
+    NotVhdx { found: [u8; 8] } => "V1", Error, "file identifier", Some(0), None,
+        "not a VHDX file: it starts with {found:02x?} instead of \"vhdxfile\"";
+    FileTooShort { length: u64 } => "V1", Error, "file identifier", Some(*length), None,
+        "not a whole VHDX file: {length} bytes, the header section alone is 1048576";
+    NoValidHeader { first: CopyFault, second: CopyFault } => "V2", Error, "header", Some(65536),
+        Some("rebuild the headers by scanning for region tables and metadata"),
+        "no valid header: copy 1: {first}; copy 2: {second}";
+    HeaderCopyInvalid { at: u64, fault: CopyFault } => "V3", Warning, "header", Some(*at), HEAL_HEADER,
+        "this header copy is damaged ({fault}); the other one is good and was used";
+    HeaderPairDiffers { at: u64, fields: String } => "W-HDRPAIR", Info, "header", Some(*at), HEAL_HEADER,
+        "the older header copy differs in {fields}";
+    HeaderTie { at: u64, sequence: u64, fields: String } => "V4", Error, "header", Some(*at), None,
+        "both headers are valid with sequence number {sequence} but differ in {fields}";
+    HeaderTwins { at: u64, sequence: u64 } => "W-HDRSEQ", Info, "header", Some(*at), HEAL_HEADER,
+        "both headers carry sequence number {sequence} and are the same";
+    Version { at: u64, found: u16 } => "V5", Error, "header", Some(*at), None,
+        "format version {found}; only version 1 exists";
+    LogVersion { at: u64, found: u16, dirty: bool } => "V6", if *dirty { Error } else { Warning },
+        "header", Some(*at), None, "log version {found}; only version 0 exists";
+    LogGeometry { at: u64, log_offset: u64, log_length: u32, why: &'static str, dirty: bool }
+        => "V7", if *dirty { Error } else { Warning }, "header", Some(*at),
+        Some("create a new log at the end of the file"),
+        "the log lies at {log_offset:#x} and is {log_length:#x} bytes long: {why}";
+    // ---- log
+    NoActiveSequence { at: u64, guid: Guid, valid: u64, torn: u64 } => "V8", Error, "log", Some(*at),
+        Some("discard the log, after a full check of what the file holds without it"),
+        "the header names the log {guid}, but no complete sequence of entries belongs to it ({valid} valid entries, {torn} torn): what the last writer meant to change is lost";
+    Truncated { at: u64, flushed: u64, file_size: u64 } => "V9", Error, "log", Some(*at),
+        Some("extend the file with zeros and report the blocks that were lost"),
+        "the file was cut off: it has {file_size} bytes, the log says that {flushed} were stable on disk";
+    DirtyLog { at: u64, first: u64, last: u64, entries: u64 } => "I-DIRTY", Info, "log", Some(*at),
+        Some("replay the log (`vhdx log replay`)"),
+        "the log holds changes that are not in place yet: {entries} entries, sequence {first} to {last}; reading applies them in memory";
+    TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), None,
+        "entry {sequence} does not count: {fault}";
+    ReservedLogTarget { at: u64, sequence: u64, end: u64, last_file_offset: u64 }
+        => "W-LASTOFF", Warning, "log", Some(*at), None,
+        "entry {sequence} writes up to {end:#x}, beyond its own LastFileOffset {last_file_offset:#x}";
+    // ---- region table
+    RegionTableCopyInvalid { at: u64, fault: CopyFault } => "V11", Warning, "region table", Some(*at),
+        Some("rewrite this copy from the other one"),
+        "this region table copy is damaged ({fault}); the other one is good and was used";
+    NoRegionTable { first: CopyFault, second: CopyFault } => "V11", Error, "region table", Some(196608),
+        Some("rebuild the region table by scanning for its regions"),
+        "no valid region table: copy 1: {first}; copy 2: {second}";
+    RegionTablesDiffer { at: u64 } => "M-RTDIFF", Warning, "region table", Some(*at),
+        Some("rewrite copy 2 from copy 1"),
+        "both region tables are valid but differ; copy 1 was used";
+    RegionCount { at: u64, count: u32 } => "V12", Error, "region table", Some(*at), None,
+        "the region table claims {count} entries; 2047 fit";
+    RegionRepeated { at: u64, guid: Guid } => "V12", Error, "region table", Some(*at), None,
+        "region {guid} is listed twice";
+    RegionPlace { at: u64, guid: Guid, file_offset: u64, length: u32 } => "V12", Error, "region table", Some(*at), None,
+        "region {guid} at {file_offset:#x} with {length:#x} bytes: both must be multiples of 1 MiB, and at least 1 MiB";
+    RegionOverlap { at: u64, what: String, with: String } => "V13", Error, "region table", Some(*at), None,
+        "{what} overlaps {with}";
+    RegionOutside { at: u64, guid: Guid, end: u64, file_size: u64 } => "V14", Error, "region table", Some(*at),
+        Some("extend the file when only unused bytes of the region are missing"),
+        "region {guid} ends at {end:#x}, the file at {file_size:#x}";
+    RegionTail { at: u64, guid: Guid, end: u64, file_size: u64 } => "V14", Warning, "region table", Some(*at),
+        Some("extend the file to the end of the region"),
+        "region {guid} ends at {end:#x}, the file at {file_size:#x}; the missing bytes are not used";
+    RegionMissing { name: &'static str } => "V15", Error, "region table", Some(196608), None,
+        "the region table lists no {name} region";
+    UnknownRequiredRegion { at: u64, guid: Guid } => "V16", Error, "region table", Some(*at), None,
+        "region {guid} is marked as required and this version does not know it";
+    RegionNotRequired { at: u64, name: &'static str } => "W-REQUIRED", Info, "region table", Some(*at), None,
+        "the {name} region is not marked as required (QEMU writes it so)";
+    // ---- metadata
+    MetadataSignature { at: u64, found: [u8; 8] } => "V17", Error, "metadata table", Some(*at), None,
+        "the metadata table starts with {found:02x?} instead of \"metadata\"";
+    MetadataCount { at: u64, count: u16 } => "V17", Error, "metadata table", Some(*at), None,
+        "the metadata table claims {count} entries; 2047 are allowed";
+    MetadataUserCount { at: u64, count: usize } => "V17", Error, "metadata table", Some(*at), None,
+        "the metadata table holds {count} user entries; 1024 are allowed";
+    ItemRange { at: u64, id: Guid, offset: u32, length: u32, why: &'static str } => "V18", Error, "metadata table", Some(*at), None,
+        "metadata item {id} at {offset:#x} with {length:#x} bytes: {why}";
+    ItemOverlap { at: u64, id: Guid, with: Guid } => "V18", Error, "metadata table", Some(*at), None,
+        "metadata item {id} overlaps item {with}";
+    ItemRepeated { at: u64, id: Guid } => "V18", Error, "metadata table", Some(*at), None,
+        "metadata item {id} is listed twice, or has no identity";
+    UnknownRequiredItem { at: u64, id: Guid } => "V19", Error, "metadata table", Some(*at), None,
+        "metadata item {id} is marked as required and this version does not know it";
+    IncompleteFile { at: u64 } => "V19", Error, "metadata table", Some(*at), None,
+        "the file is marked incomplete: whoever created it never finished";
+    ItemMissing { at: u64, name: &'static str } => "V20", Error, "metadata table", Some(*at), None,
+        "the metadata has no {name}";
+    ItemLength { at: u64, name: &'static str, found: u32, expected: u32 } => "V20", Error, "metadata table", Some(*at), None,
+        "the {name} item has {found} bytes instead of {expected}";
+    BlockSize { at: u64, found: u32 } => "V21", Error, "file parameters", Some(*at), None,
+        "block size {found}: must be a power of two from 1 MiB to 256 MiB";
+    FileParameterBits { at: u64, found: u32 } => "V21", Warning, "file parameters", Some(*at), Some("clear the reserved bits"),
+        "reserved bits of the file parameters are set ({found:#010x})";
+    SectorSize { at: u64, which: &'static str, found: u32 } => "V22", Error, "metadata item", Some(*at), None,
+        "{which} sector size {found}: must be 512 or 4096";
+    VirtualSize { at: u64, found: u64, why: &'static str } => "V23", Error, "metadata item", Some(*at), None,
+        "virtual disk size {found}: {why}";
+    LocatorMissing { at: u64 } => "V24", Error, "parent locator", Some(*at), None,
+        "the disk is a child of another one, but no parent locator names the parent";
+    LocatorUnexpected { at: u64 } => "V24", Warning, "parent locator", Some(*at), None,
+        "there is a parent locator although the disk has no parent; it is ignored";
+    LocatorType { at: u64, found: Guid } => "V24", Error, "parent locator", Some(*at), None,
+        "parent locator of the unknown type {found}";
+    LocatorMalformed { at: u64, why: &'static str } => "V24", Error, "parent locator", Some(*at), None,
+        "the parent locator cannot be read: {why}";
+    LocatorKey { at: u64, key: &'static str, why: &'static str } => "V24", Error, "parent locator", Some(*at), None,
+        "parent locator, {key}: {why}";
+    // ---- BAT
+    BatTooSmall { at: u64, needed: u64, length: u64 } => "V25", Error, "BAT", Some(*at), Some("move the BAT to a larger region"),
+        "the BAT region has {length:#x} bytes, this disk needs {needed:#x}";
+    BlockState { at: u64, block: u64, state: u8 } => "V26", Error, "BAT", Some(*at), None,
+        "block {block} is in the reserved state {state}";
+    BlockStateDraft { at: u64, block: u64 } => "V26", Warning, "BAT", Some(*at), Some("write state 3"),
+        "block {block} is in state 5, UNMAPPED in the draft of 2012; read as such";
+    PartialWithoutParent { at: u64, block: u64 } => "V26", Error, "BAT", Some(*at), Some("make the block fully present"),
+        "block {block} is PARTIALLY_PRESENT although the disk has no parent";
+    BitmapEntryState { at: u64, chunk: u64, state: u8, differencing: bool } => "V26",
+        if *differencing { Error } else { Warning }, "BAT", Some(*at), Some("clear the entry"),
+        "the sector bitmap entry of chunk {chunk} is in state {state}";
+    EntryReserved { at: u64, index: u64, bits: u64 } => "V27", Warning, "BAT", Some(*at), Some("clear the bits"),
+        "BAT entry {index}: reserved bits {bits:#x} are set; they are ignored";
+    BlockWithoutPlace { at: u64, block: u64 } => "V28", Error, "BAT", Some(*at), None,
+        "block {block} is present but has no place in the file (offset 0)";
+    BitmapWithoutPlace { at: u64, chunk: u64 } => "V28", Error, "BAT", Some(*at), None,
+        "the sector bitmap of chunk {chunk} is present but has no place in the file (offset 0)";
+    BlockOutside { at: u64, block: u64, file_offset: u64, end: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at),
+        Some("extend the file with zeros, when only its tail is missing"),
+        "block {block} lies at {file_offset:#x} to {end:#x}, the file ends at {file_size:#x}";
+    BitmapOutside { at: u64, chunk: u64, file_offset: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at), None,
+        "the sector bitmap of chunk {chunk} lies at {file_offset:#x}, the file ends at {file_size:#x}";
+    BlockCut { at: u64, block: u64, file_size: u64 } => "I-CUT", Info, "BAT", Some(*at), None,
+        "the unused end of the last block {block} lies beyond the end of the file at {file_size:#x}";
+    BlockOverlap { at: u64, what: String, file_offset: u64, with: String } => "V30", Error, "BAT", Some(*at),
+        Some("copy one of the two owners elsewhere"),
+        "{what} at {file_offset:#x} overlaps {with}: at least one of the two holds foreign data";
+    PartialWithoutBitmap { at: u64, block: u64, chunk: u64 } => "V31", Error, "BAT", Some(*at), None,
+        "block {block} is PARTIALLY_PRESENT but chunk {chunk} has no sector bitmap";
+    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Some("clear the offset"),
+        "block {block} is in state {state} but carries the offset {file_offset:#x}, which Hyper-V may refuse";
+    LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Some("give the space back by compacting"),
+        "{bytes} bytes of the file belong to nothing";
+    FileSizeUneven { length: u64 } => "W-FILESIZE", Info, "file", Some(*length), None,
+        "the file's length {length} is no multiple of 1 MiB";
+    ChangeTracking { path: String } => "W-RCT", Info, "file", None, None,
+        "change-tracking file {path} lies beside the image; writing the image with anything but its host makes it stale";
+    SpaceNotChecked { from: u64 } => "I-SPACE", Info, "file", Some(*from), None,
+        "overlaps were checked up to {from:#x} only";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_defect_names_its_structure_place_and_value() {
+        let defect = Defect::BlockSize { at: 0x21_0000, found: 3 << 20 };
+        assert_eq!(defect.code(), "V21");
+        assert_eq!(defect.structure(), "file parameters");
+        assert_eq!(defect.offset(), Some(0x21_0000));
+        assert_eq!(defect.severity(), Severity::Error);
+        assert!(defect.to_string().contains("3145728"));
+    }
+
+    #[test]
+    fn a_bad_log_version_matters_only_to_a_dirty_log() {
+        let with = |dirty| Defect::LogVersion { at: 0, found: 1, dirty }.severity();
+        assert_eq!((with(true), with(false)), (Severity::Error, Severity::Warning));
+    }
+}

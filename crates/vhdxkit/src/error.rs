@@ -1,0 +1,241 @@
+//! Errors: what is wrong, where, and what a person can do about it.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::defect::Defect;
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. [`kind`](Error::kind) sorts it; [`defect`](Error::defect) has the details of a
+/// malformed file; the text names structure and file offset.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<Repr>);
+
+/// The sorts of [`Error`] a caller may want to treat differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The file is no VHDX file at all.
+    NotVhdx,
+    /// A structure of the file breaks the format.
+    Corrupt,
+    /// The file is shorter than its log says it was.
+    Truncated,
+    /// The header names a log, but no complete sequence of entries belongs to it.
+    LogInvalid,
+    /// The file uses something that this version does not know.
+    Unsupported,
+    /// Another process holds the image.
+    Locked,
+    /// The disk is a child, and its parent is needed to go on.
+    ParentNeeded,
+    /// A range reaches beyond the end of the disk.
+    OutOfRange,
+    /// An argument makes no sense: not a multiple of the sector size, for example.
+    InvalidInput,
+    /// A bound of this library was met: see [`limits`](crate::format::limits).
+    LimitExceeded,
+    /// The image was opened for reading only.
+    ReadOnly,
+    /// Somebody else changed the file while we had it open.
+    ForeignWriter,
+    /// The caller asked to stop.
+    Cancelled,
+    /// The operating system reported an error.
+    Io,
+}
+
+/// A process that holds an image open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// Command name.
+    pub command: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Repr {
+    #[error("{structure} at {place}: {defect}", structure = .0.structure(), place = place(.0), defect = .0)]
+    Defect(Defect),
+    #[error("{action}{}: {source}", at_offset(*.offset))]
+    Io { action: &'static str, offset: Option<u64>, source: io::Error },
+    #[error("the image is in use by {}", name_holders(.holders))]
+    Locked { holders: Vec<Holder> },
+    #[error("{what} needs the disk's parent, and reading through a parent is not part of this version")]
+    ParentNeeded { what: &'static str },
+    #[error("bytes {} to {} reach beyond the end of the disk at {size}", .range.start, .range.end)]
+    OutOfRange { range: Range<u64>, size: u64 },
+    #[error("{0}")]
+    InvalidInput(String),
+    #[error("{0}")]
+    Limit(String),
+    #[error("the image was opened for reading only")]
+    ReadOnly,
+    #[error("header at {at:#x}: another program has written it since we read it (sequence {found}, expected {expected})")]
+    ForeignWriter { at: u64, found: u64, expected: u64 },
+    #[error("stopped on request")]
+    Cancelled,
+    #[error("{}: {source}", .path.display())]
+    File { path: PathBuf, source: Error },
+}
+
+fn place(defect: &Defect) -> String {
+    match defect.offset() {
+        Some(offset) => format!("file offset {offset} ({offset:#x})"),
+        None => "no single offset".to_owned(),
+    }
+}
+
+fn at_offset(offset: Option<u64>) -> String {
+    offset.map(|offset| format!(" at file offset {offset} ({offset:#x})")).unwrap_or_default()
+}
+
+fn name_holders(holders: &[Holder]) -> String {
+    match holders {
+        [] => "another process".to_owned(),
+        holders => {
+            let names: Vec<String> =
+                holders.iter().map(|h| format!("{} (pid {})", h.command, h.pid)).collect();
+            names.join(", ")
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn new(repr: Repr) -> Self {
+        Self(Box::new(repr))
+    }
+
+    pub(crate) fn io(action: &'static str, offset: u64, source: io::Error) -> Self {
+        Self::new(Repr::Io { action, offset: Some(offset), source })
+    }
+
+    pub(crate) fn io_whole(action: &'static str, source: io::Error) -> Self {
+        Self::new(Repr::Io { action, offset: None, source })
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Repr::InvalidInput(message.into()))
+    }
+
+    pub(crate) fn limit(message: impl Into<String>) -> Self {
+        Self::new(Repr::Limit(message.into()))
+    }
+
+    pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
+        Self::new(Repr::File { path: path.into(), source: self })
+    }
+
+    /// What sort of error this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match &*self.0 {
+            Repr::Defect(defect) => kind_of(defect),
+            Repr::Io { .. } => ErrorKind::Io,
+            Repr::Locked { .. } => ErrorKind::Locked,
+            Repr::ParentNeeded { .. } => ErrorKind::ParentNeeded,
+            Repr::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Repr::InvalidInput(_) => ErrorKind::InvalidInput,
+            Repr::Limit(_) => ErrorKind::LimitExceeded,
+            Repr::ReadOnly => ErrorKind::ReadOnly,
+            Repr::ForeignWriter { .. } => ErrorKind::ForeignWriter,
+            Repr::Cancelled => ErrorKind::Cancelled,
+            Repr::File { source, .. } => source.kind(),
+        }
+    }
+
+    /// The malformation, when the file is at fault.
+    #[must_use]
+    pub fn defect(&self) -> Option<&Defect> {
+        match &*self.0 {
+            Repr::Defect(defect) => Some(defect),
+            Repr::File { source, .. } => source.defect(),
+            _ => None,
+        }
+    }
+
+    /// The operating system's error, when there is one.
+    #[must_use]
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match &*self.0 {
+            Repr::Io { source, .. } => Some(source),
+            Repr::File { source, .. } => source.io_error(),
+            _ => None,
+        }
+    }
+
+    /// The processes that hold the image, when that is the error and they could be seen.
+    #[must_use]
+    pub fn holders(&self) -> &[Holder] {
+        match &*self.0 {
+            Repr::Locked { holders } => holders,
+            Repr::File { source, .. } => source.holders(),
+            _ => &[],
+        }
+    }
+
+    /// What a person can do next, where there is something to say.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        Some(match self.kind() {
+            ErrorKind::NotVhdx => {
+                "check that this is the right file; a VHD version 1 ends with \"conectix\", a qcow2 starts with \"QFI\""
+            }
+            ErrorKind::LogInvalid => {
+                "`vhdx log show` tells what is left of the log; a repair that discards it after a full check (`vhdx check --repair --discard-log`) is planned, not built yet: until then keep a copy of the file as it is"
+            }
+            ErrorKind::Truncated => {
+                "look for a complete copy of the file; do not let another tool write to this one"
+            }
+            ErrorKind::Locked => {
+                "stop that program, or pass --force-share to read anyway (what you read may be half-changed)"
+            }
+            ErrorKind::ParentNeeded => {
+                "`vhdx info` names the parent; `vhdx map` lists what this file itself holds"
+            }
+            ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
+            ErrorKind::ForeignWriter => "make sure that nothing else uses the image, then run this again",
+            _ => return None,
+        })
+    }
+}
+
+fn kind_of(defect: &Defect) -> ErrorKind {
+    match defect {
+        Defect::NotVhdx { .. } | Defect::FileTooShort { .. } => ErrorKind::NotVhdx,
+        Defect::NoActiveSequence { .. } => ErrorKind::LogInvalid,
+        Defect::Truncated { .. } => ErrorKind::Truncated,
+        Defect::Version { .. }
+        | Defect::LogVersion { .. }
+        | Defect::UnknownRequiredRegion { .. }
+        | Defect::UnknownRequiredItem { .. }
+        | Defect::LocatorType { .. } => ErrorKind::Unsupported,
+        _ => ErrorKind::Corrupt,
+    }
+}
+
+impl From<Defect> for Error {
+    fn from(defect: Defect) -> Self {
+        Self::new(Repr::Defect(defect))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_names_structure_offset_and_value() {
+        let error = Error::from(Defect::Version { at: 0x1_0042, found: 9 });
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let text = error.in_file("a.vhdx").to_string();
+        for part in ["a.vhdx", "header", "65602", "0x10042", "version 9"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
