@@ -16,6 +16,7 @@
 pub mod defect;
 pub mod error;
 pub mod format;
+pub mod log;
 pub mod storage;
 
 pub use error::{Error, ErrorKind, Result};

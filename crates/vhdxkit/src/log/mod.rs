@@ -1,0 +1,3 @@
+//! The metadata log.
+mod encode;
+pub use encode::EntryBuilder;
