@@ -39,8 +39,6 @@ pub enum ErrorKind {
     InvalidInput,
     /// A bound of this library was met: see [`limits`](crate::format::limits).
     LimitExceeded,
-    /// The image was opened for reading only.
-    ReadOnly,
     /// Somebody else changed the file while we had it open.
     ForeignWriter,
     /// The caller asked to stop.
@@ -74,8 +72,6 @@ pub(crate) enum Repr {
     InvalidInput(String),
     #[error("{0}")]
     Limit(String),
-    #[error("the image was opened for reading only")]
-    ReadOnly,
     #[error("header at {at:#x}: another program has written it since we read it (sequence {found}, expected {expected})")]
     ForeignWriter { at: u64, found: u64, expected: u64 },
     #[error("stopped on request")]
@@ -142,7 +138,6 @@ impl Error {
             Repr::OutOfRange { .. } => ErrorKind::OutOfRange,
             Repr::InvalidInput(_) => ErrorKind::InvalidInput,
             Repr::Limit(_) => ErrorKind::LimitExceeded,
-            Repr::ReadOnly => ErrorKind::ReadOnly,
             Repr::ForeignWriter { .. } => ErrorKind::ForeignWriter,
             Repr::Cancelled => ErrorKind::Cancelled,
             Repr::File { source, .. } => source.kind(),

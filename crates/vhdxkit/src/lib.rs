@@ -1,4 +1,33 @@
-//! Open, recover and read VHDX disk images.
+//! Open, recover and read VHDX (Hyper-V) disk images, crashed ones included.
+//!
+//! A VHDX file keeps a log of changes to its own tables. After a crash that log has to be replayed
+//! before anything else in the file means what it says; many readers refuse such a file or, worse,
+//! hand out stale zeros. This library replays in memory when it only reads, so that evidence and
+//! backups stay untouched, and in place when asked to.
+//!
+//! ```
+//! let image = vhdxkit::Image::open("../../testdata/crashed.vhdx")?;
+//! let mut sector = [0; 512];
+//! image.read_at(0, &mut sector)?;
+//! # Ok::<(), vhdxkit::Error>(())
+//! ```
+//!
+//! # Where to start
+//! * [`Image`]: open a disk, [`read_at`](Image::read_at), [`extents`](Image::extents),
+//!   [`cursor`](Image::cursor) for [`std::io::Read`].
+//! * [`ops`]: whole tasks: check, compare, export to raw, the log's timeline.
+//! * [`log`]: the metadata log alone: its entries, the active sequence, replay in place.
+//! * [`storage`]: what an image lies on; bring your own medium through [`storage::Storage`].
+//! * [`format`]: the structures on disk, for those who take files apart.
+//!
+//! # How it is built
+//! Floors, each using only those below it: `format` (bytes) · `storage` (media) · `view` (checked
+//! values) · `log` · `map` (blocks to file offsets) · `image` · `ops`. All calls take `&self`;
+//! an open image is [`Send`] and [`Sync`], and reads do not wait for each other.
+//!
+//! # Features
+//! There are none to choose: the library is small and synchronous. It compiles for Linux, Windows
+//! and macOS; QEMU's byte-range locks and sparse-file queries are used where the system has them.
 #![cfg_attr(
     not(test),
     deny(
@@ -14,9 +43,15 @@
 )]
 
 pub mod defect;
-pub mod error;
+mod error;
+pub mod findings;
 pub mod format;
+mod image;
 pub mod log;
+mod map;
+pub mod ops;
 pub mod storage;
+pub mod view;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Holder, Result};
+pub use image::{Cursor, Extent, ExtentState, Extents, Image, OpenOptions};

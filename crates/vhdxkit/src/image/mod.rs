@@ -1,0 +1,144 @@
+//! One virtual disk: open it, read it.
+//!
+//! `open` goes from bytes to an [`Image`] in the only order the format allows, `read` serves guest
+//! bytes, `extents` tells where they lie, `cursor` adapts to [`std::io::Read`].
+
+mod cursor;
+mod extents;
+mod open;
+mod read;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::findings::Findings;
+use crate::log::Log;
+use crate::map::{Bat, EntryRules};
+use crate::storage::Storage;
+use crate::view::geometry::Geometry;
+use crate::view::headers::HeaderPair;
+use crate::view::locator::ParentLocator;
+use crate::view::metadata::MetadataTable;
+use crate::view::regions::RegionMap;
+
+pub use cursor::Cursor;
+pub use extents::{Extent, ExtentState, Extents};
+pub use open::OpenOptions;
+pub(crate) use open::{DirtyLog, Recovered, open, read_image_parts};
+
+/// An open VHDX disk.
+///
+/// Everything takes `&self`, and reads from many threads do not wait for each other. Opening for
+/// reading never changes the file: a log that needs replay is replayed in memory.
+///
+/// ```
+/// let image = vhdxkit::Image::open("../../testdata/crashed.vhdx")?;
+/// let mut first_sector = [0; 512];
+/// image.read_at(0, &mut first_sector)?;
+/// println!("{} bytes, {}", image.geometry().virtual_size(), image.log().state().name());
+/// # Ok::<(), vhdxkit::Error>(())
+/// ```
+pub struct Image {
+    /// The file as it is once its log is replayed.
+    storage: Arc<dyn Storage>,
+    file_size: u64,
+    headers: HeaderPair,
+    log: Log,
+    regions: RegionMap,
+    metadata: MetadataTable,
+    geometry: Geometry,
+    rules: EntryRules,
+    bat: Bat,
+    locator: Option<ParentLocator>,
+    findings: Findings,
+}
+
+impl Image {
+    /// Opens the VHDX file at `path` for reading.
+    ///
+    /// # Errors
+    /// [`Error::kind`](crate::Error::kind) tells them apart: not a VHDX file, corrupt, an
+    /// unsupported feature, locked by a writer, a log that cannot be replayed, or an I/O error.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        OpenOptions::new().open(path)
+    }
+
+    /// Sizes, sector sizes, type and identity of the disk.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Bytes of the virtual disk.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.geometry.virtual_size()
+    }
+
+    /// Bytes of the file as it lies on disk.
+    #[must_use]
+    pub fn file_size(&self) -> u64 {
+        self.file_size
+    }
+
+    /// The headers as they lie on disk.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderPair {
+        &self.headers
+    }
+
+    /// The log as it lies on disk.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The regions of the file.
+    #[must_use]
+    pub fn regions(&self) -> &RegionMap {
+        &self.regions
+    }
+
+    /// The metadata table.
+    #[must_use]
+    pub fn metadata(&self) -> &MetadataTable {
+        &self.metadata
+    }
+
+    /// Who the parent is, for a differencing disk.
+    #[must_use]
+    pub fn parent_locator(&self) -> Option<&ParentLocator> {
+        self.locator.as_ref()
+    }
+
+    /// What opening noticed without having to refuse the file.
+    #[must_use]
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// The file's bytes with the log replayed over them: what every offset that this image gives
+    /// out refers to.
+    #[must_use]
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// The BAT entry at `index`, as stored.
+    ///
+    /// # Errors
+    /// There is no such entry, or reading the BAT fails.
+    pub fn bat_entry(&self, index: u64) -> Result<crate::format::bat::RawEntry> {
+        if index >= self.geometry.bat_entries() {
+            return Err(crate::Error::invalid(format!("the BAT has no entry {index}")));
+        }
+        self.bat.entry(index)
+    }
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}

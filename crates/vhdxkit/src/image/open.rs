@@ -1,0 +1,205 @@
+//! Opening, in the order of the format: identifier, headers, log, and only then everything else.
+//!
+//! The types carry the trust. [`HeaderPair`] may be read from any file. Regions, metadata and BAT
+//! are read from [`Recovered`] storage only, which can be had only by way of the log.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::defect::Defect;
+use crate::findings::Findings;
+use crate::format::metadata::PARENT_LOCATOR;
+use crate::log::{Log, LogState};
+use crate::map::{Bat, EntryRules};
+use crate::storage::{FileStorage, OpenMode, Storage, StorageExt};
+use crate::view::geometry::Geometry;
+use crate::view::headers::HeaderPair;
+use crate::view::locator::ParentLocator;
+use crate::view::metadata::MetadataTable;
+use crate::view::regions::{RegionMap, judge_inside};
+use crate::{Result, map};
+
+use super::Image;
+
+/// How to open an image.
+///
+/// ```
+/// let image = vhdxkit::OpenOptions::new().force_share(true).open("../../testdata/clean.vhdx")?;
+/// # Ok::<(), vhdxkit::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions {
+    force_share: bool,
+}
+
+impl OpenOptions {
+    /// Read-only, refusing an image that somebody writes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads the image although another process may be writing it. What is read may then be
+    /// half-changed.
+    #[must_use]
+    pub fn force_share(mut self, yes: bool) -> Self {
+        self.force_share = yes;
+        self
+    }
+
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        let path = path.as_ref();
+        let mode = OpenMode::ReadOnly { force_share: self.force_share };
+        FileStorage::open(path, mode)
+            .and_then(|file| self.open_storage(Arc::new(file)))
+            .map_err(|e| e.in_file(path))
+    }
+
+    /// Opens an image that lies on any storage.
+    ///
+    /// # Errors
+    /// As [`Image::open`], but for locks, which are the storage's affair.
+    pub fn open_storage(&self, file: Arc<dyn Storage>) -> Result<Image> {
+        open(file, DirtyLog::MustReplay)
+    }
+}
+
+/// What to do about a log that cannot be replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DirtyLog {
+    /// Refuse: what lies behind the log cannot be trusted.
+    MustReplay,
+    /// Look at the file as it lies on disk. For telling people about it, never for its contents.
+    MayBeInvalid,
+}
+
+/// A file whose log has been replayed: what lies behind the log may be read.
+pub(crate) struct Recovered {
+    pub(crate) storage: Arc<dyn Storage>,
+    /// Length of the file as it lies on disk.
+    pub(crate) file_size: u64,
+    pub(crate) headers: HeaderPair,
+    pub(crate) log: Log,
+}
+
+impl Recovered {
+    /// Reads headers and log, and replays in memory.
+    pub(crate) fn read(
+        file: Arc<dyn Storage>,
+        policy: DirtyLog,
+        findings: &mut Findings,
+    ) -> Result<Self> {
+        let headers = HeaderPair::read(&*file, findings)?;
+        let log = Log::read_ring(&*file, &headers)?;
+        let storage = match log.replay_in_memory(Arc::clone(&file)) {
+            Ok(storage) => storage,
+            Err(error) if policy == DirtyLog::MayBeInvalid => {
+                let Some(defect) = error.defect() else { return Err(error) };
+                findings.note(defect.clone());
+                Arc::clone(&file)
+            }
+            Err(error) => return Err(error),
+        };
+        if let (LogState::Dirty, Some(active), Some(place)) = (log.state(), log.active(), log.place()) {
+            if let (Some(first), Some(last)) = (active.entries().first(), active.head()) {
+                findings.report(Defect::DirtyLog {
+                    at: place.offset.saturating_add(u64::from(first.log_offset)),
+                    first: first.sequence,
+                    last: last.sequence,
+                    entries: u64::try_from(active.entries().len()).unwrap_or(u64::MAX),
+                })?;
+            }
+        }
+        let file_size = file.length()?;
+        Ok(Self { storage, file_size, headers, log })
+    }
+}
+
+/// What lies behind the log, judged; `None` where a check found too little to go on.
+pub(crate) struct ImageParts {
+    pub(crate) regions: RegionMap,
+    pub(crate) metadata: MetadataTable,
+    pub(crate) geometry: Option<Geometry>,
+    pub(crate) locator: Option<ParentLocator>,
+}
+
+/// Reads regions, metadata, geometry and parent locator of a recovered file.
+pub(crate) fn read_image_parts(from: &Recovered, findings: &mut Findings) -> Result<ImageParts> {
+    let storage = &*from.storage;
+    let regions = RegionMap::read(storage, from.headers.log_place(), findings)?;
+    let metadata = MetadataTable::read(storage, regions.metadata(), findings)?;
+    let items = metadata.disk_items(storage, findings)?;
+    let geometry = Geometry::judge(&items, findings)?;
+    if let Some(geometry) = &geometry {
+        judge_bat_region(&regions, geometry, storage.length()?, findings)?;
+    }
+    let differencing = geometry.as_ref().is_some_and(Geometry::is_differencing);
+    let locator = match metadata.system_item(PARENT_LOCATOR) {
+        Some(item) if differencing => ParentLocator::read(storage, item, findings)?,
+        Some(item) => {
+            findings.report(Defect::LocatorUnexpected { at: item.entry_at })?;
+            None
+        }
+        None if differencing => {
+            findings.report(Defect::LocatorMissing { at: regions.metadata().offset })?;
+            None
+        }
+        None => None,
+    };
+    Ok(ImageParts { regions, metadata, geometry, locator })
+}
+
+/// V25 and V14 for the BAT.
+fn judge_bat_region(
+    regions: &RegionMap,
+    geometry: &Geometry,
+    file_size: u64,
+    findings: &mut Findings,
+) -> Result<()> {
+    let bat = regions.bat();
+    let (needed, length) = (geometry.bat_bytes(), u64::from(bat.length));
+    if needed > length {
+        let at = bat.entry_at.saturating_add(24);
+        findings.report(Defect::BatTooSmall { at, needed, length })?;
+    }
+    judge_inside(&bat, needed, file_size, findings)
+}
+
+pub(crate) fn open(file: Arc<dyn Storage>, policy: DirtyLog) -> Result<Image> {
+    let mut findings = Findings::strict();
+    let recovered = Recovered::read(file, policy, &mut findings)?;
+    let parts = read_image_parts(&recovered, &mut findings)?;
+    let Recovered { storage, file_size, headers, log } = recovered;
+    // A strict reading has failed before if the sizes were no good.
+    let geometry = parts.geometry.ok_or(Defect::ItemMissing {
+        at: parts.regions.metadata().offset,
+        name: "File Parameters",
+    })?;
+    let bat_offset = parts.regions.bat().offset;
+    let rules = EntryRules { geometry, bat_offset, file_size: storage.length()? };
+    let bat = map::Bat::new(Arc::clone(&storage), bat_offset, geometry.bat_entries());
+    Ok(Image {
+        storage,
+        file_size,
+        headers,
+        log,
+        regions: parts.regions,
+        metadata: parts.metadata,
+        geometry,
+        rules,
+        bat,
+        locator: parts.locator,
+        findings,
+    })
+}
+
+#[allow(dead_code)]
+fn image_is_shareable() {
+    fn shareable<T: Send + Sync>() {}
+    shareable::<Image>();
+    shareable::<Bat>();
+}

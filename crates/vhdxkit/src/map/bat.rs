@@ -1,0 +1,153 @@
+//! The BAT, read lazily, page by page, into a cache of fixed size.
+//!
+//! # Lookup without a lock
+//! The cache has a fixed number of frames; page `p` lives in frame `p mod frames` or nowhere. A
+//! frame is a sequence lock built of atomics: its tag names the page it holds together with a
+//! generation that grows with every refill. A reader loads the tag, the entry, and the tag again;
+//! when both tags are the same and name its page, the entry belongs to that page. Only a miss
+//! takes the frame's mutex and reads 4 KiB from the file. Disks whose whole BAT fits (most) fill
+//! every frame once and never evict.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::Result;
+use crate::format::bat::{ENTRIES_PER_PAGE, RawEntry};
+use crate::format::limits::MAX_CACHED_BAT_BYTES;
+use crate::storage::{Storage, StorageExt};
+
+const PAGE: usize = 4096;
+const PAGE_MASK: u64 = 0xFFFF_FFFF;
+const GENERATION: u64 = PAGE_MASK + 1;
+
+#[derive(Default)]
+struct Frame {
+    /// Upper half: generation. Lower half: page number plus one, or zero while there is none.
+    tag: AtomicU64,
+    entries: OnceLock<Box<[AtomicU64]>>,
+    fill: Mutex<()>,
+}
+
+/// The table of one image.
+pub(crate) struct Bat {
+    storage: Arc<dyn Storage>,
+    offset: u64,
+    frames: Box<[Frame]>,
+}
+
+impl Bat {
+    /// A table of `entries` entries at file offset `offset`. Reads nothing yet.
+    pub(crate) fn new(storage: Arc<dyn Storage>, offset: u64, entries: u64) -> Self {
+        Self::with_memory(storage, offset, entries, MAX_CACHED_BAT_BYTES)
+    }
+
+    fn with_memory(storage: Arc<dyn Storage>, offset: u64, entries: u64, memory: usize) -> Self {
+        let pages = usize::try_from(entries.div_ceil(ENTRIES_PER_PAGE)).unwrap_or(usize::MAX);
+        let count = pages.clamp(1, (memory / PAGE).max(1));
+        let frames = std::iter::repeat_with(Frame::default).take(count).collect();
+        Self { storage, offset, frames }
+    }
+
+    /// The entry at `index`, which must be below the number of entries.
+    pub(crate) fn entry(&self, index: u64) -> Result<RawEntry> {
+        let (page, slot) = (index / ENTRIES_PER_PAGE, index % ENTRIES_PER_PAGE);
+        let slot = usize::try_from(slot).unwrap_or_default();
+        let frame = self.frame(page);
+        match frame.and_then(|frame| frame.load(page, slot)) {
+            Some(raw) => Ok(raw),
+            None => self.miss(page, slot),
+        }
+    }
+
+    fn frame(&self, page: u64) -> Option<&Frame> {
+        let frames = u64::try_from(self.frames.len()).ok()?;
+        let number = page.checked_rem(frames)?;
+        self.frames.get(usize::try_from(number).ok()?)
+    }
+
+    fn miss(&self, page: u64, slot: usize) -> Result<RawEntry> {
+        let mut bytes = [0; PAGE];
+        let offset = self.offset.saturating_add(page.saturating_mul(4096));
+        let Some(frame) = self.frame(page) else { return Ok(RawEntry::default()) };
+        // A panic while the frame was filled leaves its tag empty: the next one fills it again.
+        let _filling = frame.fill.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(raw) = frame.load(page, slot) {
+            return Ok(raw);
+        }
+        self.storage.read_zero_filled(offset, &mut bytes)?;
+        frame.store(page, &bytes);
+        let raw = bytes.chunks_exact(8).nth(slot).and_then(|raw| raw.first_chunk::<8>());
+        Ok(RawEntry(raw.copied().map_or(0, u64::from_le_bytes)))
+    }
+}
+
+impl Frame {
+    fn load(&self, page: u64, slot: usize) -> Option<RawEntry> {
+        let before = self.tag.load(Ordering::Acquire);
+        if before & PAGE_MASK != page.checked_add(1)? {
+            return None;
+        }
+        let raw = self.entries.get()?.get(slot)?.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        (self.tag.load(Ordering::Relaxed) == before).then_some(RawEntry(raw))
+    }
+
+    /// Replaces the frame's contents. The caller holds `fill`.
+    fn store(&self, page: u64, bytes: &[u8; PAGE]) {
+        let generation = (self.tag.load(Ordering::Relaxed) & !PAGE_MASK).wrapping_add(GENERATION);
+        self.tag.store(generation, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let entries = self.entries.get_or_init(|| {
+            std::iter::repeat_with(AtomicU64::default).take(PAGE / 8).collect()
+        });
+        for (entry, raw) in entries.iter().zip(bytes.chunks_exact(8)) {
+            let raw = raw.first_chunk::<8>().copied().unwrap_or_default();
+            entry.store(u64::from_le_bytes(raw), Ordering::Relaxed);
+        }
+        self.tag.store(generation | page.saturating_add(1), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryStorage;
+
+    fn table(pages: u64) -> Arc<dyn Storage> {
+        let bytes = (0..pages * 512).flat_map(|i| (i * 3 + 1).to_le_bytes()).collect();
+        Arc::new(MemoryStorage::new(bytes))
+    }
+
+    #[test]
+    fn entries_are_right_with_room_for_all_and_with_room_for_one_page() {
+        for memory in [1 << 20, PAGE] {
+            let bat = Bat::with_memory(table(5), 0, 5 * 512, memory);
+            for index in (0..5 * 512).chain((0..5 * 512).rev().step_by(7)) {
+                assert_eq!(bat.entry(index).unwrap().0, index * 3 + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_the_table_claims() {
+        let bat = Bat::new(table(1), 0, 67_125_247);
+        assert_eq!(bat.frames.len() * PAGE, MAX_CACHED_BAT_BYTES);
+    }
+
+    /// Two pages fight for one frame while four threads read: nobody may see the other's entry.
+    #[test]
+    fn readers_never_see_an_entry_of_another_page() {
+        let bat = Bat::with_memory(table(2), 0, 1024, PAGE);
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let bat = &bat;
+                scope.spawn(move || {
+                    for round in 0..20_000u64 {
+                        let index = (round * 37 + thread * 511) % 1024;
+                        assert_eq!(bat.entry(index).unwrap().0, index * 3 + 1);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! A disk to copy from or compare with: a VHDX image, or a raw file.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::format::identifier;
+use crate::image::{ExtentState, Extents, OpenOptions};
+use crate::storage::{DataRuns, FileStorage, OpenMode, Storage, StorageExt};
+use crate::{Error, Image, Result};
+
+/// How a file is to be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskFormat {
+    /// A VHDX image.
+    Vhdx,
+    /// The disk's bytes, nothing else.
+    Raw,
+}
+
+impl DiskFormat {
+    /// What a file looks like: VHDX when it starts with the signature, raw otherwise.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn recognise(path: &Path) -> Result<Self> {
+        let file = FileStorage::open(path, OpenMode::ReadOnly { force_share: true })?;
+        let mut start = [0; 8];
+        file.read_zero_filled(0, &mut start)?;
+        Ok(if start == identifier::SIGNATURE { Self::Vhdx } else { Self::Raw })
+    }
+}
+
+/// An open disk of either format.
+pub enum Disk {
+    /// A VHDX image.
+    Vhdx(Box<Image>),
+    /// A raw file.
+    Raw {
+        /// Its bytes.
+        storage: Arc<dyn Storage>,
+        /// How many.
+        size: u64,
+    },
+}
+
+/// A run of a disk: zeros that need not be read, or data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRun {
+    /// Bytes of the disk.
+    pub range: Range<u64>,
+    /// Whether they have to be read.
+    pub data: bool,
+}
+
+impl Disk {
+    /// Opens a file for reading; without a `format` it is recognised.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open(path: &Path, format: Option<DiskFormat>, force_share: bool) -> Result<Self> {
+        let open = || {
+            let format = match format {
+                Some(format) => format,
+                None => DiskFormat::recognise(path)?,
+            };
+            let file = FileStorage::open(path, OpenMode::ReadOnly { force_share })?;
+            match format {
+                DiskFormat::Vhdx => {
+                    let image = OpenOptions::new().open_storage(Arc::new(file))?;
+                    Ok(Self::Vhdx(Box::new(image)))
+                }
+                DiskFormat::Raw => {
+                    let size = file.length()?;
+                    Ok(Self::Raw { storage: Arc::new(file), size })
+                }
+            }
+        };
+        open().map_err(|e: Error| e.in_file(path))
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Vhdx(image) => image.virtual_size(),
+            Self::Raw { size, .. } => *size,
+        }
+    }
+
+    /// Reads bytes of the disk.
+    ///
+    /// # Errors
+    /// As [`Image::read_at`].
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Vhdx(image) => image.read_at(offset, buf),
+            Self::Raw { storage, .. } => storage.read_exact_at(offset, buf),
+        }
+    }
+
+    /// What has to be read of the whole disk and what is zero, in order and without gaps. Blocks
+    /// that hold nothing and holes of the underlying file are zero.
+    #[must_use]
+    pub fn runs(&self) -> DiskRuns<'_> {
+        match self {
+            Self::Vhdx(image) => image_runs(image),
+            Self::Raw { storage, size } => {
+                DiskRuns(Source::Raw { runs: DataRuns::new(&**storage, 0..*size) })
+            }
+        }
+    }
+}
+
+/// [`Disk::runs`] of an image.
+pub(crate) fn image_runs(image: &Image) -> DiskRuns<'_> {
+    let extents = image.extents(0..image.virtual_size());
+    DiskRuns(Source::Image { image, extents, inner: None })
+}
+
+/// Iterator of [`Disk::runs`].
+pub struct DiskRuns<'a>(Source<'a>);
+
+enum Source<'a> {
+    Image { image: &'a Image, extents: Extents<'a>, inner: Option<Inner<'a>> },
+    Raw { runs: DataRuns<'a> },
+}
+
+/// An extent of data, being split at the holes of the file it lies in.
+struct Inner<'a> {
+    runs: DataRuns<'a>,
+    disk_start: u64,
+    file_start: u64,
+}
+
+impl Inner<'_> {
+    fn next(&mut self) -> Option<Result<DiskRun>> {
+        let run = match self.runs.next()? {
+            Ok(run) => run,
+            Err(e) => return Some(Err(Error::io("cannot map the file's holes", self.file_start, e))),
+        };
+        let to_disk = |at: u64| self.disk_start.saturating_add(at.saturating_sub(self.file_start));
+        Some(Ok(DiskRun { range: to_disk(run.range.start)..to_disk(run.range.end), data: run.data }))
+    }
+}
+
+impl Iterator for DiskRuns<'_> {
+    type Item = Result<DiskRun>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Source::Raw { runs } => Some(match runs.next()? {
+                Ok(run) => Ok(DiskRun { range: run.range, data: run.data }),
+                Err(e) => Err(Error::io_whole("cannot map the file's holes", e)),
+            }),
+            Source::Image { image, extents, inner } => loop {
+                if let Some(run) = inner.as_mut().and_then(Inner::next) {
+                    return Some(run);
+                }
+                *inner = None;
+                let extent = match extents.next()? {
+                    Ok(extent) => extent,
+                    Err(error) => return Some(Err(error)),
+                };
+                let range = extent.start..extent.end();
+                match extent.file_offset {
+                    Some(at) => {
+                        let place = at..at.saturating_add(extent.length);
+                        let runs = DataRuns::new(&**image.storage(), place);
+                        *inner = Some(Inner { runs, disk_start: extent.start, file_start: at });
+                    }
+                    // What only the parent knows counts as data: reading it gives the clear error.
+                    None => {
+                        let data = extent.state == ExtentState::ParentMissing;
+                        return Some(Ok(DiskRun { range, data }));
+                    }
+                }
+            },
+        }
+    }
+}

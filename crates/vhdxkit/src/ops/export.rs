@@ -1,0 +1,224 @@
+//! VHDX to raw: the disk's bytes, nothing else.
+//!
+//! A copy goes by extents: blocks that hold nothing, and holes of the file, are never read. What is
+//! read is searched for zeros, which a sparse target need not store.
+
+use std::io::Write;
+
+use crate::storage::Storage;
+use crate::{Error, Image, Result};
+
+use super::disk::image_runs;
+use super::progress::{Progress, advance};
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExportReport {
+    /// Bytes of the disk.
+    pub virtual_size: u64,
+    /// Bytes that were read from the image.
+    pub read: u64,
+    /// Bytes that were written to the target.
+    pub written: u64,
+}
+
+/// What is known of a target before anything is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// It is empty: what is not written reads as zeros.
+    Empty,
+    /// It holds something, and its length is given (a block device): zeros have to be written.
+    InUse,
+}
+
+/// One read: large enough to be fast, small enough for a page cache to keep up.
+const CHUNK: usize = 256 << 10;
+/// Zeros are found in units of this.
+const ZERO_UNIT: usize = 4096;
+
+/// Copies the disk into `target`, leaving out zeros where it may, and makes it durable.
+///
+/// ```
+/// use vhdxkit::ops::export::{Target, to_storage};
+/// use vhdxkit::storage::MemoryStorage;
+///
+/// let image = vhdxkit::Image::open("../../testdata/crashed.vhdx")?;
+/// let raw = MemoryStorage::default();
+/// let report = to_storage(&image, &raw, Target::Empty, &mut ())?;
+/// assert_eq!(report.virtual_size, image.virtual_size());
+/// # Ok::<(), vhdxkit::Error>(())
+/// ```
+///
+/// # Errors
+/// The image cannot be read (a damaged block, a missing parent), the target cannot be written, or
+/// the work was stopped. The target is then incomplete.
+pub fn to_storage(
+    image: &Image,
+    target: &dyn Storage,
+    state: Target,
+    progress: &mut dyn Progress,
+) -> Result<ExportReport> {
+    let size = image.virtual_size();
+    let mut report = ExportReport { virtual_size: size, ..ExportReport::default() };
+    let failed = |at: u64| move |e| Error::io("cannot write the copy", at, e);
+    match state {
+        Target::Empty => target.set_len(size).map_err(failed(size))?,
+        Target::InUse => {
+            let room = target.len().map_err(failed(0))?;
+            if room < size {
+                let text = format!("the target has {room} bytes, the disk has {size}");
+                return Err(Error::invalid(text));
+            }
+        }
+    }
+    let zeros = |range: std::ops::Range<u64>| match state {
+        Target::Empty => Ok(()),
+        Target::InUse => target.punch(range.clone()).map_err(failed(range.start)),
+    };
+    copy(image, progress, &mut report, &mut |piece| match piece {
+        Piece::Zero(range) => zeros(range).map(|()| 0),
+        Piece::Data(at, bytes) => {
+            let mut written = 0u64;
+            for (offset, bytes) in split_zeros(at, bytes) {
+                match bytes {
+                    Ok(bytes) => {
+                        target.write_at(offset, bytes).map_err(failed(offset))?;
+                        written = written.saturating_add(length(bytes));
+                    }
+                    Err(count) => zeros(offset..offset.saturating_add(count))?,
+                }
+            }
+            Ok(written)
+        }
+    })?;
+    target.sync().map_err(|e| Error::io_whole("cannot make the copy durable", e))?;
+    Ok(report)
+}
+
+/// Writes the whole disk to a stream, zeros included.
+///
+/// # Errors
+/// As [`to_storage`].
+pub fn to_stream(
+    image: &Image,
+    target: &mut dyn Write,
+    progress: &mut dyn Progress,
+) -> Result<ExportReport> {
+    let mut report = ExportReport { virtual_size: image.virtual_size(), ..ExportReport::default() };
+    let nothing = vec![0; CHUNK];
+    let failed = |at: u64| move |e| Error::io("cannot write the copy", at, e);
+    copy(image, progress, &mut report, &mut |piece| match piece {
+        Piece::Zero(range) => {
+            let mut left = range.end.saturating_sub(range.start);
+            while left > 0 {
+                let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+                target
+                    .write_all(nothing.get(..now).unwrap_or_default())
+                    .map_err(failed(range.end.saturating_sub(left)))?;
+                left = left.saturating_sub(u64::try_from(now).unwrap_or_default());
+            }
+            Ok(range.end.saturating_sub(range.start))
+        }
+        Piece::Data(at, bytes) => target.write_all(bytes).map_err(failed(at)).map(|()| length(bytes)),
+    })?;
+    target.flush().map_err(|e| Error::io_whole("cannot write the copy", e))?;
+    Ok(report)
+}
+
+enum Piece<'a> {
+    Zero(std::ops::Range<u64>),
+    Data(u64, &'a [u8]),
+}
+
+/// Hands the disk to `put` piece by piece, in order. `put` says how much it wrote.
+fn copy(
+    image: &Image,
+    progress: &mut dyn Progress,
+    report: &mut ExportReport,
+    put: &mut dyn FnMut(Piece<'_>) -> Result<u64>,
+) -> Result<()> {
+    let mut buf = vec![0; CHUNK];
+    let step = u64::try_from(CHUNK).unwrap_or(u64::MAX);
+    for run in image_runs(image) {
+        let run = run?;
+        if !run.data {
+            // A long run in steps, so that a stop is heard.
+            let mut at = run.range.start;
+            while at < run.range.end {
+                let end = run.range.end.min(at.saturating_add(step << 20));
+                report.written = report.written.saturating_add(put(Piece::Zero(at..end))?);
+                advance(progress, end.saturating_sub(at))?;
+                at = end;
+            }
+            continue;
+        }
+        let mut at = run.range.start;
+        while at < run.range.end {
+            let now = run.range.end.saturating_sub(at).min(step);
+            let piece = buf.get_mut(..usize::try_from(now).unwrap_or_default()).unwrap_or_default();
+            image.read_at(at, piece)?;
+            report.read = report.read.saturating_add(now);
+            report.written = report.written.saturating_add(put(Piece::Data(at, piece))?);
+            advance(progress, now)?;
+            at = at.saturating_add(now);
+        }
+    }
+    Ok(())
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or_default()
+}
+
+/// Splits a buffer into runs of data and lengths of zeros, each with its offset.
+fn split_zeros(at: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, Result<&[u8], u64>)> {
+    let units = bytes.chunks(ZERO_UNIT).map(is_zero);
+    let mut runs: Vec<(bool, usize)> = Vec::new();
+    for (unit, bytes) in units.zip(bytes.chunks(ZERO_UNIT)) {
+        match runs.last_mut() {
+            Some((zero, length)) if *zero == unit => *length = length.saturating_add(bytes.len()),
+            _ => runs.push((unit, bytes.len())),
+        }
+    }
+    let (mut at, mut rest) = (at, bytes);
+    runs.into_iter().map(move |(zero, count)| {
+        let (now, later) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+        let offset = at;
+        at = at.saturating_add(length(now));
+        rest = later;
+        (offset, if zero { Err(length(now)) } else { Ok(now) })
+    })
+}
+
+/// Whether all bytes are zero, 64 at a time.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    blocks.iter().all(|block| block.iter().fold(0, |sum, byte| sum | byte) == 0)
+        && rest.iter().all(|&byte| byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_split_off_in_units_of_4_kib() {
+        let mut bytes = vec![0; 5 * 4096 + 100];
+        bytes[4096] = 1;
+        bytes[3 * 4096 - 1] = 1;
+        let runs: Vec<_> = split_zeros(1 << 20, &bytes)
+            .map(|(at, run)| (at - (1 << 20), run.map(<[u8]>::len)))
+            .collect();
+        assert_eq!(runs, [(0, Err(4096)), (4096, Ok(8192)), (12288, Err(2 * 4096 + 100))]);
+    }
+
+    #[test]
+    fn a_single_byte_anywhere_is_not_zero() {
+        for at in 0..200 {
+            let mut bytes = [0; 200];
+            assert!(is_zero(&bytes));
+            bytes[at] = 0x80;
+            assert!(!is_zero(&bytes), "{at}");
+        }
+    }
+}

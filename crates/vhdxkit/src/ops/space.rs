@@ -1,0 +1,63 @@
+//! Who owns which mebibyte of the file: one bit each, so that overlaps and leaks of any image show
+//! within a known amount of memory (32 MiB for the largest file that is accepted).
+
+use crate::format::MIB;
+use crate::format::limits::MAX_FILE_OFFSET;
+
+/// The mebibytes of a file that somebody owns.
+pub(crate) struct SpaceMap {
+    owned: Vec<u64>,
+    mebibytes: u64,
+}
+
+impl SpaceMap {
+    /// For a file of this length; what lies beyond [`MAX_FILE_OFFSET`] is not mapped.
+    pub(crate) fn new(file_size: u64) -> Self {
+        let mebibytes = file_size.min(MAX_FILE_OFFSET).div_ceil(MIB);
+        let words = usize::try_from(mebibytes.div_ceil(64)).unwrap_or_default();
+        Self { owned: vec![0; words], mebibytes }
+    }
+
+    /// Takes `length` bytes at `offset` (a multiple of 1 MiB). The value is the first offset that
+    /// already had an owner.
+    pub(crate) fn claim(&mut self, offset: u64, length: u64) -> Option<u64> {
+        let first = offset / MIB;
+        let last = offset.saturating_add(length).div_ceil(MIB).min(self.mebibytes);
+        let mut clash = None;
+        for number in first..last {
+            let word = usize::try_from(number / 64).ok().and_then(|word| self.owned.get_mut(word));
+            let (Some(word), Some(bit)) = (word, 1u64.checked_shl(low_bits(number))) else { break };
+            if *word & bit != 0 && clash.is_none() {
+                clash = number.checked_mul(MIB);
+            }
+            *word |= bit;
+        }
+        clash
+    }
+
+    /// Bytes of the file that nobody owns.
+    pub(crate) fn unowned(&self) -> u64 {
+        let owned: u64 = self.owned.iter().map(|word| u64::from(word.count_ones())).sum();
+        self.mebibytes.saturating_sub(owned).saturating_mul(MIB)
+    }
+}
+
+fn low_bits(number: u64) -> u32 {
+    u32::try_from(number % 64).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_owner_and_unowned_space_show() {
+        let mut space = SpaceMap::new(200 * MIB + 512);
+        assert_eq!(space.unowned(), 201 * MIB);
+        assert_eq!(space.claim(0, MIB), None);
+        assert_eq!(space.claim(60 * MIB, 10 * MIB), None);
+        assert_eq!(space.claim(58 * MIB, 3 * MIB), Some(60 * MIB));
+        assert_eq!(space.claim(199 * MIB, 64 * MIB), None);
+        assert_eq!(space.unowned(), (201 - 1 - 12 - 2) * MIB);
+    }
+}
