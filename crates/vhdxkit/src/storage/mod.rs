@@ -7,6 +7,8 @@ mod extents;
 mod file;
 mod locks;
 mod memory;
+#[cfg(test)]
+mod model;
 mod overlay;
 mod ranges;
 
@@ -123,12 +125,18 @@ fn advance(offset: u64, done: usize) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "offset overflows"))
 }
 
+/// A length that is known to fit memory, or is about to be cut to what does.
+fn to_usize(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}
+
 /// What every layer above needs of a medium: reads that say what was missing, and errors with a
 /// place.
 pub(crate) trait StorageExt: Storage {
     /// Fills `buf`; what lies beyond the end is zero.
     fn read_zero_filled(&self, offset: u64, buf: &mut [u8]) -> crate::Result<usize> {
-        let read = self.read_at(offset, buf).map_err(|e| crate::Error::io("cannot read", offset, e))?;
+        let read =
+            self.read_at(offset, buf).map_err(|e| crate::Error::io("cannot read", offset, e))?;
         if let Some(missing) = buf.get_mut(read..) {
             missing.fill(0);
         }
@@ -137,9 +145,14 @@ pub(crate) trait StorageExt: Storage {
 
     /// Fills `buf` or fails.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> crate::Result<()> {
-        let read = self.read_at(offset, buf).map_err(|e| crate::Error::io("cannot read", offset, e))?;
+        let read =
+            self.read_at(offset, buf).map_err(|e| crate::Error::io("cannot read", offset, e))?;
         if read < buf.len() {
-            return Err(crate::Error::io("cannot read", offset, io::ErrorKind::UnexpectedEof.into()));
+            return Err(crate::Error::io(
+                "cannot read",
+                offset,
+                io::ErrorKind::UnexpectedEof.into(),
+            ));
         }
         Ok(())
     }
