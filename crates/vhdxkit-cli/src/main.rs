@@ -1,2 +1,22 @@
-//! The command `vhdx`.
-fn main() {}
+//! The command `vhdx`: parse, run, report.
+
+mod args;
+mod commands;
+mod console;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    console::start_logging();
+    let untouched = cli.command.untouched();
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error, untouched),
+    }
+}

@@ -207,7 +207,7 @@ defects! {
         "the file was cut off: it has {file_size} bytes, the log says that {flushed} were stable on disk";
     DirtyLog { at: u64, first: u64, last: u64, entries: u64 } => "I-DIRTY", Info, "log", Some(*at),
         Some("replay the log (`vhdx log replay`)"),
-        "the log holds changes that are not in place yet: {entries} entries, sequence {first} to {last}; reading applies them in memory";
+        "the log holds changes that are not in place yet (sequence {first} to {last}, entries: {entries}); reading applies them in memory";
     TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), None,
         "entry {sequence} does not count: {fault}";
     ReservedLogTarget { at: u64, sequence: u64, end: u64, last_file_offset: u64 }

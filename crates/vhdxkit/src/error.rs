@@ -64,7 +64,9 @@ pub(crate) enum Repr {
     Io { action: &'static str, offset: Option<u64>, source: io::Error },
     #[error("the image is in use by {}", name_holders(.holders))]
     Locked { holders: Vec<Holder> },
-    #[error("{what} needs the disk's parent, and reading through a parent is not part of this version")]
+    #[error(
+        "{what} needs the disk's parent, and reading through a parent is not part of this version"
+    )]
     ParentNeeded { what: &'static str },
     #[error("bytes {} to {} reach beyond the end of the disk at {size}", .range.start, .range.end)]
     OutOfRange { range: Range<u64>, size: u64 },
@@ -72,7 +74,9 @@ pub(crate) enum Repr {
     InvalidInput(String),
     #[error("{0}")]
     Limit(String),
-    #[error("header at {at:#x}: another program has written it since we read it (sequence {found}, expected {expected})")]
+    #[error(
+        "header at {at:#x}: another program has written it since we read it (sequence {found}, expected {expected})"
+    )]
     ForeignWriter { at: u64, found: u64, expected: u64 },
     #[error("stopped on request")]
     Cancelled,
@@ -194,7 +198,9 @@ impl Error {
                 "`vhdx info` names the parent; `vhdx map` lists what this file itself holds"
             }
             ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
-            ErrorKind::ForeignWriter => "make sure that nothing else uses the image, then run this again",
+            ErrorKind::ForeignWriter => {
+                "make sure that nothing else uses the image, then run this again"
+            }
             _ => return None,
         })
     }

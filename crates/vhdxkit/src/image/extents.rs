@@ -126,7 +126,8 @@ impl Extents<'_> {
             length: wanted.end.saturating_sub(wanted.start),
             state,
             depth,
-            file_offset: file_offset.map(|at| at.saturating_add(wanted.start.saturating_sub(start))),
+            file_offset: file_offset
+                .map(|at| at.saturating_add(wanted.start.saturating_sub(start))),
         };
         match self.image.block(block)? {
             Block::Present { file_offset } => {

@@ -125,6 +125,18 @@ impl Image {
         &self.storage
     }
 
+    /// The sector bitmap block of a chunk: its file offset, `None` when there is none.
+    ///
+    /// # Errors
+    /// Its BAT entry is damaged, or reading the BAT fails.
+    pub fn sector_bitmap(&self, chunk: u64) -> Result<Option<u64>> {
+        if !self.geometry.is_differencing() {
+            return Ok(None);
+        }
+        let raw = self.bat_entry(self.geometry.bitmap_index(chunk))?;
+        Ok(self.rules.bitmap(chunk, raw)?)
+    }
+
     /// The BAT entry at `index`, as stored.
     ///
     /// # Errors

@@ -104,15 +104,16 @@ impl Recovered {
             }
             Err(error) => return Err(error),
         };
-        if let (LogState::Dirty, Some(active), Some(place)) = (log.state(), log.active(), log.place()) {
-            if let (Some(first), Some(last)) = (active.entries().first(), active.head()) {
-                findings.report(Defect::DirtyLog {
-                    at: place.offset.saturating_add(u64::from(first.log_offset)),
-                    first: first.sequence,
-                    last: last.sequence,
-                    entries: u64::try_from(active.entries().len()).unwrap_or(u64::MAX),
-                })?;
-            }
+        if let (LogState::Dirty, Some(active), Some(place)) =
+            (log.state(), log.active(), log.place())
+            && let (Some(first), Some(last)) = (active.entries().first(), active.head())
+        {
+            findings.report(Defect::DirtyLog {
+                at: place.offset.saturating_add(u64::from(first.log_offset)),
+                first: first.sequence,
+                last: last.sequence,
+                entries: u64::try_from(active.entries().len()).unwrap_or(u64::MAX),
+            })?;
         }
         let file_size = file.length()?;
         Ok(Self { storage, file_size, headers, log })

@@ -37,7 +37,9 @@ impl Image {
             Block::Present { file_offset } => {
                 self.storage.read_exact_at(file_offset.saturating_add(within), buf)
             }
-            Block::Partial { .. } => Err(parent_needed("reading a block that is partly the parent's")),
+            Block::Partial { .. } => {
+                Err(parent_needed("reading a block that is partly the parent's"))
+            }
             Block::Absent(PayloadState::NotPresent) if self.geometry.is_differencing() => {
                 Err(parent_needed("reading a block that is the parent's"))
             }

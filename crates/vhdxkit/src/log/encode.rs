@@ -120,8 +120,10 @@ impl EntryBuilder {
         require_aligned(u64::from(self.tail))?;
         let too_long = || Error::invalid("the log entry does not fit 4 GiB");
         let count = u32::try_from(self.descriptors.len() / 32).map_err(|_| too_long())?;
-        let head = usize::try_from(u64::from(descriptor_sectors(count)) * u64::from(LOG_SECTOR))
-            .map_err(|_| too_long())?;
+        let head = usize::try_from(
+            u64::from(descriptor_sectors(count)).saturating_mul(u64::from(LOG_SECTOR)),
+        )
+        .map_err(|_| too_long())?;
         let length = head.checked_add(self.data_sectors.len()).ok_or_else(too_long)?;
         let header = EntryHeader {
             signature: ENTRY_SIGNATURE,
@@ -149,9 +151,9 @@ impl EntryBuilder {
 }
 
 fn require_aligned(value: u64) -> Result<()> {
-    match value % u64::from(LOG_SECTOR) {
-        0 => Ok(()),
-        _ => Err(Error::invalid(format!("{value:#x} is no multiple of 4 KiB, the log's unit"))),
+    match value.is_multiple_of(u64::from(LOG_SECTOR)) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{value:#x} is no multiple of 4 KiB, the log's unit"))),
     }
 }
 

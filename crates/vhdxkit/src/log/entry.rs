@@ -9,8 +9,8 @@ use crate::defect::EntryFault;
 use crate::format::checksum::StructureSum;
 use crate::format::limits::MAX_FILE_OFFSET;
 use crate::format::log::{
-    DATA_DESCRIPTOR_SIGNATURE, DATA_SECTOR_SIGNATURE, DESCRIPTOR_LENGTH, DataDescriptor, DataSector,
-    ENTRY_HEADER_LENGTH, ENTRY_SIGNATURE, EntryHeader, ZERO_SIGNATURE, ZeroDescriptor,
+    DATA_DESCRIPTOR_SIGNATURE, DATA_SECTOR_SIGNATURE, DESCRIPTOR_LENGTH, DataDescriptor,
+    DataSector, ENTRY_HEADER_LENGTH, ENTRY_SIGNATURE, EntryHeader, ZERO_SIGNATURE, ZeroDescriptor,
     descriptor_sectors, sequence_halves,
 };
 use crate::format::{Guid, LOG_SECTOR, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
@@ -94,7 +94,7 @@ impl Descriptor {
         let (offset, length) = self.target();
         let fault = |why| Err(EntryFault::Target { index, offset, length, why });
         let sector = u64::from(LOG_SECTOR);
-        if offset % sector != 0 || length % sector != 0 {
+        if !offset.is_multiple_of(sector) || !length.is_multiple_of(sector) {
             return fault("not a multiple of 4 KiB");
         }
         let Some(end) = offset.checked_add(length).filter(|&end| end <= MAX_FILE_OFFSET) else {

@@ -127,8 +127,11 @@ impl Log {
         Self::read_ring(storage, &headers)
     }
 
-    /// Reads the ring that judged headers name.
-    pub(crate) fn read_ring(storage: &dyn Storage, headers: &HeaderPair) -> Result<Self> {
+    /// Reads the ring that the headers name.
+    ///
+    /// # Errors
+    /// Reading fails.
+    pub fn read_ring(storage: &dyn Storage, headers: &HeaderPair) -> Result<Self> {
         let guid = headers.current().log_guid;
         let Some(place) = headers.log_place() else {
             let (entries, active) = (Vec::new(), None);
@@ -226,7 +229,9 @@ impl Log {
     /// The entry's length makes no sense, or reading fails.
     pub fn raw_entry(&self, storage: &dyn Storage, entry: &LogEntry) -> Result<Vec<u8>> {
         let length = entry.info.length;
-        let place = self.place.filter(|place| length > 0 && length <= place.length && length % format::LOG_SECTOR == 0);
+        let place = self.place.filter(|place| {
+            length > 0 && length <= place.length && length.is_multiple_of(format::LOG_SECTOR)
+        });
         let place = place.ok_or_else(|| Error::invalid("the entry's length makes no sense"))?;
         let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
         Ring::new(storage, place).read(entry.info.sector(), &mut bytes)?;

@@ -119,7 +119,9 @@ fn visit_batch(
                 if raw.signature != DATA_SECTOR_SIGNATURE || raw.sequence_low.to_bytes() != low {
                     return Err(changed_under_us());
                 }
-                for (to, from) in sector.iter_mut().zip(leading.iter().chain(&raw.data).chain(&trailing)) {
+                for (to, from) in
+                    sector.iter_mut().zip(leading.iter().chain(&raw.data).chain(&trailing))
+                {
                     *to = *from;
                 }
                 visit(Update::Data { file_offset, sector: &sector })?;
@@ -133,7 +135,9 @@ fn visit_batch(
 fn changed_under_us() -> Error {
     Error::io_whole(
         "cannot read the log",
-        std::io::Error::other("it changed while it was being read: another program writes the file"),
+        std::io::Error::other(
+            "it changed while it was being read: another program writes the file",
+        ),
     )
 }
 
@@ -170,9 +174,9 @@ pub(crate) fn apply(
         for_each_update(ring, entry, &mut |update| {
             match update {
                 Update::Data { file_offset, sector } => {
-                    target
-                        .write_at(file_offset, sector)
-                        .map_err(|e| Error::io("cannot replay the log: cannot write", file_offset, e))?;
+                    target.write_at(file_offset, sector).map_err(|e| {
+                        Error::io("cannot replay the log: cannot write", file_offset, e)
+                    })?;
                     length = length.max(file_offset.saturating_add(u64::from(LOG_SECTOR)));
                     report.sectors = report.sectors.saturating_add(1);
                 }
@@ -182,9 +186,9 @@ pub(crate) fn apply(
                         set_len(target, end)?;
                         length = end;
                     }
-                    target
-                        .punch(file_offset..end)
-                        .map_err(|e| Error::io("cannot replay the log: cannot zero", file_offset, e))?;
+                    target.punch(file_offset..end).map_err(|e| {
+                        Error::io("cannot replay the log: cannot zero", file_offset, e)
+                    })?;
                     report.zeroed = report.zeroed.saturating_add(zeros);
                 }
             }
@@ -197,7 +201,9 @@ pub(crate) fn apply(
 }
 
 fn set_len(target: &dyn Storage, length: u64) -> Result<()> {
-    target.set_len(length).map_err(|e| Error::io("cannot replay the log: cannot extend the file", length, e))
+    target
+        .set_len(length)
+        .map_err(|e| Error::io("cannot replay the log: cannot extend the file", length, e))
 }
 
 /// Replays the log into the file itself. Afterwards both headers are clean and complete.
@@ -232,8 +238,9 @@ fn write_header(
             return Err(Error::new(Repr::ForeignWriter { at, found, expected }));
         }
     }
-    let (next, offset) =
-        headers.next(change).ok_or_else(|| Error::limit("the header's sequence number cannot grow any more"))?;
+    let (next, offset) = headers
+        .next(change)
+        .ok_or_else(|| Error::limit("the header's sequence number cannot grow any more"))?;
     storage
         .write_at(offset, next.current().as_bytes())
         .map_err(|e| Error::io("cannot write the header", offset, e))?;

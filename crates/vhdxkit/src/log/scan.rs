@@ -154,7 +154,11 @@ impl ActiveSequence {
 }
 
 /// Finds the active sequence of the session `log_guid`.
-pub(crate) fn active_sequence(scan: &Scan, ring: Ring<'_>, log_guid: Guid) -> Option<ActiveSequence> {
+pub(crate) fn active_sequence(
+    scan: &Scan,
+    ring: Ring<'_>,
+    log_guid: Guid,
+) -> Option<ActiveSequence> {
     let valid: BTreeMap<u32, &EntryInfo> = scan
         .found
         .iter()

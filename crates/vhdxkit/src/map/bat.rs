@@ -97,9 +97,9 @@ impl Frame {
         let generation = (self.tag.load(Ordering::Relaxed) & !PAGE_MASK).wrapping_add(GENERATION);
         self.tag.store(generation, Ordering::Relaxed);
         fence(Ordering::Release);
-        let entries = self.entries.get_or_init(|| {
-            std::iter::repeat_with(AtomicU64::default).take(PAGE / 8).collect()
-        });
+        let entries = self
+            .entries
+            .get_or_init(|| std::iter::repeat_with(AtomicU64::default).take(PAGE / 8).collect());
         for (entry, raw) in entries.iter().zip(bytes.chunks_exact(8)) {
             let raw = raw.first_chunk::<8>().copied().unwrap_or_default();
             entry.store(u64::from_le_bytes(raw), Ordering::Relaxed);

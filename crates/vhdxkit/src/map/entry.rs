@@ -64,10 +64,8 @@ impl EntryRules {
         let (at, file_offset, bits) = (self.at(index), raw.file_offset(), raw.reserved());
         let state = PayloadState::from_raw(raw.state());
         let holds_nothing = matches!(state, Some(PayloadState::NotPresent | PayloadState::Zero));
-        let present = matches!(
-            state,
-            Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent)
-        );
+        let present =
+            matches!(state, Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent));
         let used_end = file_offset.saturating_add(self.geometry.used_bytes(block));
         let full_end = file_offset.saturating_add(u64::from(self.geometry.block_size()));
         let cut = present && used_end <= self.file_size && full_end > self.file_size;

@@ -19,7 +19,8 @@ impl Stretch<'_> {
             Self::Entries(first, bytes) => (*first, *bytes),
             Self::Zero(first, _) => (*first, &[][..]),
         };
-        let raws = bytes.chunks_exact(8).map(|raw| raw.first_chunk::<8>().copied().unwrap_or_default());
+        let raws =
+            bytes.chunks_exact(8).map(|raw| raw.first_chunk::<8>().copied().unwrap_or_default());
         (first..).zip(raws.map(|raw| RawEntry(u64::from_le_bytes(raw))))
     }
 }
@@ -43,7 +44,9 @@ pub(crate) fn walk(
         let run = run.map_err(|e| Error::io("cannot map the file's holes", offset, e))?;
         let inner_end = run.range.end.min(end);
         if run.data {
-            let aligned = |at: u64| at.saturating_sub(offset).div_ceil(ENTRY_LENGTH).saturating_mul(ENTRY_LENGTH);
+            let aligned = |at: u64| {
+                at.saturating_sub(offset).div_ceil(ENTRY_LENGTH).saturating_mul(ENTRY_LENGTH)
+            };
             let stop = offset.saturating_add(aligned(inner_end)).min(end);
             while done < stop {
                 let length = stop.saturating_sub(done).min(CHUNK);

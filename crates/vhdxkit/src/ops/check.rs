@@ -111,7 +111,12 @@ fn check_log(recovered: &Recovered, findings: &mut Findings) -> Result<()> {
             }
             (None, EntryStatus::Active) if entry.highest_end > entry.info.last_file_offset => {
                 let (end, last_file_offset) = (entry.highest_end, entry.info.last_file_offset);
-                findings.report(Defect::ReservedLogTarget { at, sequence, end, last_file_offset })?;
+                findings.report(Defect::ReservedLogTarget {
+                    at,
+                    sequence,
+                    end,
+                    last_file_offset,
+                })?;
             }
             _ => {}
         }
@@ -169,7 +174,9 @@ fn check_bat(
             }
         }
         let bytes = match &stretch {
-            crate::map::Stretch::Entries(_, bytes) => u64::try_from(bytes.len()).unwrap_or_default(),
+            crate::map::Stretch::Entries(_, bytes) => {
+                u64::try_from(bytes.len()).unwrap_or_default()
+            }
             crate::map::Stretch::Zero(_, count) => count.saturating_mul(8),
         };
         advance(progress, bytes)
@@ -233,7 +240,11 @@ fn report_clashes(
     Ok(())
 }
 
-fn owner_of(rules: &EntryRules, index: u64, raw: crate::format::bat::RawEntry) -> (Option<u64>, u64) {
+fn owner_of(
+    rules: &EntryRules,
+    index: u64,
+    raw: crate::format::bat::RawEntry,
+) -> (Option<u64>, u64) {
     match rules.geometry.slot(index) {
         BatSlot::Payload(_) => (rules.owned(raw), u64::from(rules.geometry.block_size())),
         BatSlot::Bitmap(chunk) => (rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK),
@@ -264,11 +275,15 @@ fn check_bitmaps_exist(
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
             match geometry.slot(index) {
                 BatSlot::Payload(block) => {
-                    if let Some(first) = partial.filter(|&b| geometry.chunk_of(b) != geometry.chunk_of(block)) {
+                    if let Some(first) =
+                        partial.filter(|&b| geometry.chunk_of(b) != geometry.chunk_of(block))
+                    {
                         settle_partial(first, chunk_with_bitmap, &rules, findings)?;
                         partial = None;
                     }
-                    if partial.is_none() && matches!(rules.payload(block, raw), Ok(Block::Partial { .. })) {
+                    if partial.is_none()
+                        && matches!(rules.payload(block, raw), Ok(Block::Partial { .. }))
+                    {
                         partial = Some(block);
                     }
                 }

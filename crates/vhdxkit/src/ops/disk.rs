@@ -137,10 +137,15 @@ impl Inner<'_> {
     fn next(&mut self) -> Option<Result<DiskRun>> {
         let run = match self.runs.next()? {
             Ok(run) => run,
-            Err(e) => return Some(Err(Error::io("cannot map the file's holes", self.file_start, e))),
+            Err(e) => {
+                return Some(Err(Error::io("cannot map the file's holes", self.file_start, e)));
+            }
         };
         let to_disk = |at: u64| self.disk_start.saturating_add(at.saturating_sub(self.file_start));
-        Some(Ok(DiskRun { range: to_disk(run.range.start)..to_disk(run.range.end), data: run.data }))
+        Some(Ok(DiskRun {
+            range: to_disk(run.range.start)..to_disk(run.range.end),
+            data: run.data,
+        }))
     }
 }
 

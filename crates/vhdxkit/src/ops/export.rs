@@ -119,7 +119,9 @@ pub fn to_stream(
             }
             Ok(range.end.saturating_sub(range.start))
         }
-        Piece::Data(at, bytes) => target.write_all(bytes).map_err(failed(at)).map(|()| length(bytes)),
+        Piece::Data(at, bytes) => {
+            target.write_all(bytes).map_err(failed(at)).map(|()| length(bytes))
+        }
     })?;
     target.flush().map_err(|e| Error::io_whole("cannot write the copy", e))?;
     Ok(report)

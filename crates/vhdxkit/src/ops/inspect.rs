@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::format::bat::PayloadState;
 use crate::image::{DirtyLog, Image};
+use crate::map::{Stretch, walk};
 use crate::storage::{FileStorage, OpenMode, Storage};
 use crate::view::geometry::BatSlot;
-use crate::map::{Stretch, walk};
 use crate::{Error, Result};
 
 /// Payload blocks of a disk by state.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::Result;
 use crate::format::bat::RawEntry;
 use crate::format::{Guid, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
 use crate::image::Image;
-use crate::log::{EntryStatus, Log, LogEntry, Update};
+use crate::log::{EntryInfo, EntryStatus, Log, LogEntry, Update};
 use crate::storage::{Storage, StorageExt};
 use crate::view::geometry::{BatSlot, Geometry};
 use crate::view::regions::Region;
-use crate::Result;
 
 /// What a logged range belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,7 +77,7 @@ pub struct TimelineEntry {
     pub changes: Vec<LogChange>,
 }
 
-/// Tells what lies where in the file.
+/// Tells what lies where in the file, as far as the tables behind the log can be read.
 struct Places {
     bat: Region,
     metadata: Region,
@@ -118,22 +118,27 @@ impl Places {
 
 /// Calls `visit` with every entry of the ring in the order in which things happened: earlier
 /// sessions first, then the current one by sequence number. `file` is the file as it lies on disk,
-/// `image` the same file opened to be inspected.
+/// `image` the same file opened to be inspected; without it (its tables may be damaged) the story
+/// names offsets only.
 ///
 /// # Errors
 /// The log cannot be read, or `visit` fails.
 pub fn for_each_entry(
     file: &dyn Storage,
-    image: &Image,
+    log: &Log,
+    image: Option<&Image>,
     mut visit: impl FnMut(TimelineEntry) -> Result<()>,
 ) -> Result<()> {
-    let log = image.log();
-    let places = Places::of(image)?;
-    let mut teller = Teller { file, log, places, last: BTreeMap::new() };
+    let places = image.map(Places::of).transpose()?;
+    let mut teller = Teller { file, log, places, last: BTreeMap::new(), told: None };
     for entry in in_order(log) {
         let changes = match entry.status {
             EntryStatus::Torn => Vec::new(),
-            _ => teller.changes(&entry)?,
+            _ => {
+                let changes = teller.changes(&entry)?;
+                teller.told = Some(entry.info);
+                changes
+            }
         };
         visit(TimelineEntry { entry, changes })?;
     }
@@ -158,9 +163,11 @@ fn in_order(log: &Log) -> Vec<LogEntry> {
 struct Teller<'a> {
     file: &'a dyn Storage,
     log: &'a Log,
-    places: Places,
+    places: Option<Places>,
     /// The last image of each BAT sector that a session logged.
     last: BTreeMap<(Guid, u64), Box<[u8]>>,
+    /// The entry told before this one.
+    told: Option<EntryInfo>,
 }
 
 impl Teller<'_> {
@@ -174,10 +181,17 @@ impl Teller<'_> {
                 }
                 Update::Zero { file_offset, length } => (true, file_offset, length),
             };
-            let target = self.places.target(file_offset);
-            let bat_changes = match (update, target) {
-                (Update::Data { sector, .. }, LogTarget::Bat) => {
-                    self.bat_changes(entry, file_offset, sector)?
+            let (target, bat) = match &self.places {
+                Some(places) => (places.target(file_offset), Some((places.bat, places.geometry))),
+                None if file_offset < crate::format::HEADER_SECTION_LENGTH => {
+                    (LogTarget::RegionTable, None)
+                }
+                None => (LogTarget::Other, None),
+            };
+            let bat_changes = match (update, target, bat) {
+                (Update::Data { sector, .. }, LogTarget::Bat, Some((bat, geometry))) => {
+                    let first = file_offset.saturating_sub(bat.offset) / 8;
+                    self.bat_changes(entry, file_offset, sector, first, &geometry)?
                 }
                 _ => Vec::new(),
             };
@@ -192,9 +206,16 @@ impl Teller<'_> {
         entry: &LogEntry,
         file_offset: u64,
         sector: &[u8; LOG_SECTOR_LEN],
+        first_index: u64,
+        geometry: &Geometry,
     ) -> Result<Vec<BatChange>> {
         let key = (entry.info.log_guid, file_offset);
-        let earlier = self.last.insert(key, sector.to_vec().into_boxed_slice());
+        let mut earlier = self.last.insert(key, sector.to_vec().into_boxed_slice());
+        // A session that goes on where the one before it ended, with the next number, saw what
+        // that one left (QEMU writes a session per open in this way).
+        if let Some(told) = self.told.filter(|told| continues(told, &entry.info)) {
+            earlier = earlier.or_else(|| self.last.get(&(told.log_guid, file_offset)).cloned());
+        }
         // What an entry about to be replayed changes is what lies on disk; what an older one
         // changed is known only from the image before it.
         let before = match (earlier, entry.status) {
@@ -206,12 +227,11 @@ impl Teller<'_> {
             }
             _ => None,
         };
-        let first = file_offset.saturating_sub(self.places.bat.offset) / 8;
         let mut old = before.as_deref().map(raw_entries);
         let mut changes = Vec::new();
-        for (bat_index, after) in (first..).zip(raw_entries(sector)) {
+        for (bat_index, after) in (first_index..).zip(raw_entries(sector)) {
             let before = old.as_mut().and_then(Iterator::next);
-            let slot = self.places.geometry.slot(bat_index);
+            let slot = geometry.slot(bat_index);
             let differs = before.map_or(after.0 != 0, |before| before != after);
             if differs && slot != BatSlot::Padding {
                 changes.push(BatChange { bat_index, slot, before, after });
@@ -219,6 +239,11 @@ impl Teller<'_> {
         }
         Ok(changes)
     }
+}
+
+fn continues(before: &EntryInfo, entry: &EntryInfo) -> bool {
+    before.log_offset.checked_add(before.length) == Some(entry.log_offset)
+        && before.sequence.checked_add(1) == Some(entry.sequence)
 }
 
 fn raw_entries(bytes: &[u8]) -> impl Iterator<Item = RawEntry> + '_ {

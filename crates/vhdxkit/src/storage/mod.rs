@@ -19,7 +19,7 @@ pub use file::{FileStorage, OpenMode};
 pub use memory::MemoryStorage;
 pub use overlay::{Overlay, Patched};
 
-pub(crate) use extents::{DataRuns, Run};
+pub(crate) use extents::DataRuns;
 pub(crate) use locks::beside_image;
 
 /// A random-access medium of bytes.

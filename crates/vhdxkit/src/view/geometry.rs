@@ -4,10 +4,10 @@
 use crate::Result;
 use crate::defect::Defect;
 use crate::findings::Findings;
+use crate::format::Guid;
 use crate::format::bat::{ENTRY_LENGTH, SECTORS_PER_BITMAP};
 use crate::format::limits::{MAX_BLOCK_SIZE, MAX_VIRTUAL_SIZE, MIN_BLOCK_SIZE};
 use crate::format::metadata::{HAS_PARENT, LEAVE_BLOCK_ALLOCATED};
-use crate::format::Guid;
 
 use super::metadata::DiskItems;
 
@@ -65,9 +65,12 @@ impl Geometry {
     /// wants to go on.
     pub(crate) fn judge(items: &DiskItems, findings: &mut Findings) -> Result<Option<Self>> {
         let block = items.parameters.map(|(value, at)| (value.block_size.get(), at));
-        let block_size = judged(block, findings, |size| {
-            size.is_power_of_two() && (MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&size)
-        }, |at, found| Defect::BlockSize { at, found })?;
+        let block_size = judged(
+            block,
+            findings,
+            |size| size.is_power_of_two() && (MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&size),
+            |at, found| Defect::BlockSize { at, found },
+        )?;
         let sector = |which| move |at, found| Defect::SectorSize { at, which, found };
         let legal = |size| size == 512 || size == 4096;
         let logical = judged(items.logical_sector, findings, legal, sector("logical"))?;

@@ -58,6 +58,14 @@ impl HeaderPair {
         Ok(pair)
     }
 
+    /// Reads the headers of a file to be looked at: versions and log geometry are not judged.
+    ///
+    /// # Errors
+    /// Not a VHDX file, no valid header, or reading fails.
+    pub fn inspect(storage: &dyn Storage) -> Result<Self> {
+        Self::read(storage, &mut Findings::tolerant())
+    }
+
     /// The header that counts.
     #[must_use]
     pub fn current(&self) -> &Header {
@@ -71,7 +79,6 @@ impl HeaderPair {
     }
 
     /// Both copies, at 64 KiB and 128 KiB.
-    #[must_use]
     pub fn copies(&self) -> &[HeaderCopy; 2] {
         &self.copies
     }
@@ -189,7 +196,8 @@ fn parse_copy(bytes: &[u8]) -> HeaderCopy {
 }
 
 fn no_header(copies: &[HeaderCopy; 2]) -> crate::Error {
-    let [first, second] = copies.each_ref().map(|copy| *copy.as_ref().err().unwrap_or(&CopyFault::Missing));
+    let [first, second] =
+        copies.each_ref().map(|copy| *copy.as_ref().err().unwrap_or(&CopyFault::Missing));
     Defect::NoValidHeader { first, second }.into()
 }
 

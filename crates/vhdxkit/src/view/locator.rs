@@ -110,7 +110,8 @@ fn parse(bytes: &[u8]) -> Result<ParentLocator, Malformed> {
     let mut entries = rest.chunks_exact(size_of::<LocatorEntry>());
     for _ in 0..count {
         let raw = entries.next().ok_or(Malformed::Shape("its entries do not fit into it"))?;
-        let entry = LocatorEntry::read_from_bytes(raw).map_err(|_| Malformed::Shape("short entry"))?;
+        let entry =
+            LocatorEntry::read_from_bytes(raw).map_err(|_| Malformed::Shape("short entry"))?;
         let key = text(bytes, entry.key_offset.get(), entry.key_length.get())?;
         let value = text(bytes, entry.value_offset.get(), entry.value_length.get())?;
         if pairs.iter().any(|(other, _)| *other == key) {
@@ -122,7 +123,7 @@ fn parse(bytes: &[u8]) -> Result<ParentLocator, Malformed> {
 }
 
 fn text(bytes: &[u8], offset: u32, length: u16) -> Result<String, Malformed> {
-    if offset == 0 || length == 0 || length % 2 != 0 {
+    if offset == 0 || length == 0 || !length.is_multiple_of(2) {
         return Err(Malformed::Shape("a string has offset 0, no length or an odd one"));
     }
     let start = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -181,7 +181,8 @@ fn judge_places(
             continue;
         }
         let what = format!("the {} region", region.name());
-        let clash = taken.iter().find(|(_, start, end)| region.offset < *end && *start < region.end());
+        let clash =
+            taken.iter().find(|(_, start, end)| region.offset < *end && *start < region.end());
         if let Some((with, ..)) = clash {
             let with = with.clone();
             findings.report(Defect::RegionOverlap { at, what: what.clone(), with })?;

@@ -1,0 +1,364 @@
+//! The command line. Completions and man pages are made from this definition too.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use vhdxkit::OpenOptions;
+use vhdxkit::ops::disk::DiskFormat;
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  vhdx info disk.vhdx                 what the image is, and whether it crashed
+  vhdx convert disk.vhdx disk.raw     its true contents, log replayed in memory
+  vhdx log show disk.vhdx             what the last writer was doing
+  vhdx check disk.vhdx                everything that is wrong with it";
+
+/// Open, recover and read VHDX (Hyper-V) disk images. Never writes to an image unless that is the
+/// command's purpose.
+#[derive(Debug, Parser)]
+#[command(name = "vhdx", version, before_help = TOP_EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print JSON for programs instead of text for people.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress bar.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// The sub-commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tell what an image is: type, sizes, identity, blocks, state of its log.
+    #[command(before_help = "\
+Examples:
+  vhdx info disk.vhdx
+  vhdx info --json disk.vhdx | jq .log.state")]
+    Info(InfoArgs),
+    /// Verify everything that can be verified by reading. Changes nothing.
+    #[command(before_help = "\
+Examples:
+  vhdx check disk.vhdx
+  vhdx check --json disk.vhdx | jq -r '.findings[].code'
+
+Exit status: 0 no problem, 3 problems found, 1 the file could not be read.")]
+    Check(CheckArgs),
+    /// Look at the metadata log, take it apart, replay it.
+    #[command(
+        subcommand,
+        before_help = "\
+Examples:
+  vhdx log show disk.vhdx                        the log as a story
+  vhdx log replay disk.vhdx                      apply what is pending, in the file itself
+  vhdx log extract disk.vhdx --entry 1004 -o e   one entry's bytes"
+    )]
+    Log(LogCommand),
+    /// List where the bytes of the virtual disk lie.
+    #[command(before_help = "\
+Examples:
+  vhdx map disk.vhdx
+  vhdx map --json child.avhdx | jq '.[] | select(.state == \"data\")'")]
+    Map(ImageArgs),
+    /// Decode the structures of the file, with their offsets.
+    #[command(before_help = "\
+Examples:
+  vhdx dump disk.vhdx header
+  vhdx dump disk.vhdx bat")]
+    Dump(DumpArgs),
+    /// Write bytes of the virtual disk to stdout.
+    #[command(before_help = "\
+Examples:
+  vhdx read disk.vhdx --length 512 | xxd           the first sector
+  vhdx read disk.vhdx --offset 1M --length 64K > part")]
+    Read(ReadArgs),
+    /// Copy an image to another format. Writes raw so far.
+    #[command(before_help = "\
+Examples:
+  vhdx convert disk.vhdx disk.raw            a sparse raw file
+  vhdx convert disk.vhdx - | zstd > d.zst    a stream
+
+A dirty log is replayed in memory; the image is not changed. The copy appears under its name only
+when it is complete. Hyper-V refuses files that are sparse on NTFS; a raw copy may be sparse.")]
+    Convert(ConvertArgs),
+    /// Compare what two disks show the guest. VHDX and raw, either way round.
+    #[command(before_help = "\
+Examples:
+  vhdx compare disk.vhdx disk.raw
+  vhdx compare before.vhdx after.vhdx
+
+Exit status: 0 the same, 3 different, 1 one could not be read.")]
+    Compare(CompareArgs),
+    /// Print a completion script for a shell.
+    #[command(before_help = "\
+Examples:
+  vhdx completions bash > /etc/bash_completion.d/vhdx
+  vhdx completions fish > ~/.config/fish/completions/vhdx.fish")]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Write the man pages into a folder, one for each command.
+    #[command(before_help = "\
+Examples:
+  vhdx man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; it must exist.
+        dir: PathBuf,
+    },
+}
+
+impl Command {
+    /// What a failure of this command has certainly not touched.
+    pub(crate) fn untouched(&self) -> &'static str {
+        match self {
+            Self::Log(LogCommand::Replay(_)) => {
+                "the guest's data; if the file was changed at all, replaying again completes it"
+            }
+            Self::Convert(_) => "the image; an unfinished copy was removed",
+            Self::Completions { .. } | Self::Man { .. } => "any image",
+            _ => "the image; nothing was written",
+        }
+    }
+}
+
+/// The sub-commands of `log`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Tell what every entry of the log is and what it changed.
+    #[command(before_help = "\
+Examples:
+  vhdx log show disk.vhdx
+  vhdx log show --json disk.vhdx | jq .active")]
+    Show(ImageArgs),
+    /// Apply the pending entries in the file itself, as a hypervisor would on attach.
+    #[command(before_help = "\
+Examples:
+  cp --sparse=always disk.vhdx copy.vhdx && vhdx log replay copy.vhdx
+
+Reading commands do not need this: they replay in memory.")]
+    Replay(ReplayArgs),
+    /// Write one entry's bytes to a file or to stdout.
+    #[command(before_help = "\
+Examples:
+  vhdx log extract disk.vhdx --entry 1004 -o entry.bin
+  vhdx log extract disk.vhdx --entry 1004 --sectors | xxd | less")]
+    Extract(ExtractArgs),
+}
+
+/// An image to be read.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImageArgs {
+    /// The VHDX file.
+    pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+}
+
+/// How to open an image.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OpenArgs {
+    /// Read although another process may be writing the image. What is read may be half-changed.
+    #[arg(long)]
+    pub(crate) force_share: bool,
+}
+
+impl OpenArgs {
+    /// The library's options.
+    pub(crate) fn options(self) -> OpenOptions {
+        OpenOptions::new().force_share(self.force_share)
+    }
+}
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Count the blocks even where that means reading a very large table.
+    #[arg(long)]
+    pub(crate) count_blocks: bool,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+}
+
+/// Arguments of `log replay`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// The VHDX file. It will be changed.
+    pub(crate) image: PathBuf,
+}
+
+/// Arguments of `log extract`.
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// The sequence number of the entry.
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) entry: u64,
+    /// Where in the log it starts, in bytes, when the number alone is ambiguous.
+    #[arg(long, value_name = "LOG_OFFSET", value_parser = parse_size)]
+    pub(crate) at: Option<u64>,
+    /// Write the 4 KiB sectors that the entry would put in place, one after another, instead of its
+    /// raw bytes.
+    #[arg(long)]
+    pub(crate) sectors: bool,
+    /// Write to this file instead of stdout.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `dump`.
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Which structure.
+    pub(crate) what: DumpWhat,
+}
+
+/// What `dump` can decode.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DumpWhat {
+    /// The file identifier and both header copies.
+    Header,
+    /// The region table.
+    Regions,
+    /// The metadata table and its items.
+    Metadata,
+    /// Every entry of the BAT that is not zero.
+    Bat,
+    /// The sector bitmaps of a differencing disk.
+    Bitmap,
+}
+
+/// Arguments of `read`.
+#[derive(Debug, Args)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// First byte: a multiple of the disk's logical sector size.
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    pub(crate) offset: u64,
+    /// Bytes, a multiple of the sector size; without it up to the end of the disk.
+    #[arg(long, value_parser = parse_size)]
+    pub(crate) length: Option<u64>,
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The image to copy.
+    pub(crate) source: PathBuf,
+    /// The copy to make; `-` streams it to stdout.
+    pub(crate) target: PathBuf,
+    /// Format of the copy.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: Option<TargetFormat>,
+    /// Replace the target if it exists, or write to a device.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+}
+
+/// Formats that `convert` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetFormat {
+    /// The disk's bytes, nothing else.
+    Raw,
+}
+
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The first disk.
+    pub(crate) a: PathBuf,
+    /// The second disk.
+    pub(crate) b: PathBuf,
+    /// Format of the first; recognised without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format_a: Option<FormatName>,
+    /// Format of the second; recognised without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format_b: Option<FormatName>,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+}
+
+/// Formats that can be read.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum FormatName {
+    /// A VHDX image.
+    Vhdx,
+    /// The disk's bytes, nothing else.
+    Raw,
+}
+
+impl From<FormatName> for DiskFormat {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Vhdx => Self::Vhdx,
+            FormatName::Raw => Self::Raw,
+        }
+    }
+}
+
+/// Reads `64M`, `10G`, `1T` (binary), bytes, or `0x` hexadecimal.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no size; write 4096, 0x1000, 64K, 10M, 1G or 1T");
+    if let Some(hex) = text.strip_prefix("0x") {
+        return u64::from_str_radix(hex, 16).map_err(|_| wrong());
+    }
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("0x1000", 4096),
+            ("64M", 64 << 20),
+            ("10g", 10 << 30),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "1.5G", "1X", "-1", "99999999T", "0xZZ"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

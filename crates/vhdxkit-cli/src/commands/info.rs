@@ -1,0 +1,161 @@
+//! `vhdx info`.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+use vhdxkit::Image;
+use vhdxkit::log::LogState;
+use vhdxkit::ops::inspect::{BlockCounts, count_blocks, open_to_inspect};
+
+use super::Context;
+use crate::args::InfoArgs;
+use crate::console::{count, print_json, size};
+
+pub(crate) fn run(args: &InfoArgs, context: Context) -> anyhow::Result<()> {
+    let path = &args.image.image;
+    let image = open_to_inspect(path, args.image.open.force_share)?;
+    let blocks = count_blocks(&image, args.count_blocks)?;
+    let path = path.display().to_string();
+    if context.json {
+        return print_json(&as_json(&path, &image, blocks.as_ref()));
+    }
+    print_text(&path, &image, blocks.as_ref())
+}
+
+fn as_json(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> Value {
+    let (geometry, header, log) = (image.geometry(), image.headers().current(), image.log());
+    let blocks = blocks.map(|b| {
+        json!({
+            "fully_present": b.fully_present,
+            "partially_present": b.partially_present,
+            "not_present": b.not_present,
+            "zero": b.zero,
+            "unmapped": b.unmapped,
+            "undefined": b.undefined,
+            "reserved": b.reserved,
+        })
+    });
+    let parent = image.parent_locator().map(|locator| {
+        json!({
+            "linkage": locator.linkage().map(|guid| guid.to_string()),
+            "relative_path": locator.get("relative_path"),
+            "absolute_win32_path": locator.get("absolute_win32_path"),
+            "volume_path": locator.get("volume_path"),
+            "resolved": null,
+        })
+    });
+    json!({
+        "path": path,
+        "type": geometry.disk_type().name(),
+        "virtual_size": geometry.virtual_size(),
+        "file_size": image.file_size(),
+        "block_size": geometry.block_size(),
+        "logical_sector_size": geometry.logical_sector_size(),
+        "physical_sector_size": geometry.physical_sector_size(),
+        "creator": image.headers().creator(),
+        "virtual_disk_id": geometry.disk_id().to_string(),
+        "file_write_guid": header.file_write_guid.to_string(),
+        "data_write_guid": header.data_write_guid.to_string(),
+        "blocks": blocks,
+        "log": {
+            "state": log.state().name(),
+            "guid": log.guid().to_string(),
+            "offset": header.log_offset.get(),
+            "length": header.log_length.get(),
+            "active_entries": log.active().map_or(0, |active| active.entries().len()),
+        },
+        "parent": parent,
+    })
+}
+
+fn print_text(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> anyhow::Result<()> {
+    let (geometry, header) = (image.geometry(), image.headers().current());
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "{path}: {} disk of {}",
+        geometry.disk_type().name(),
+        size(geometry.virtual_size())
+    )?;
+    let mut line = |name: &str, value: String| writeln!(out, "  {name:<16}{value}");
+    line("state", state(image))?;
+    line(
+        "virtual size",
+        format!("{} ({} bytes)", size(geometry.virtual_size()), geometry.virtual_size()),
+    )?;
+    line("file size", format!("{} ({} bytes)", size(image.file_size()), image.file_size()))?;
+    line(
+        "sectors",
+        format!(
+            "{} logical, {} physical",
+            geometry.logical_sector_size(),
+            geometry.physical_sector_size()
+        ),
+    )?;
+    line("blocks", block_line(image, blocks))?;
+    line("creator", if_empty(image.headers().creator(), "(not given)"))?;
+    line("disk id", geometry.disk_id().to_string())?;
+    line("file write id", header.file_write_guid.to_string())?;
+    line("data write id", header.data_write_guid.to_string())?;
+    line(
+        "log",
+        format!("{} at {:#x}", size(header.log_length.get().into()), header.log_offset.get()),
+    )?;
+    if let Some(locator) = image.parent_locator() {
+        let linkage = locator.linkage().map_or_else(|| "(none)".to_owned(), |id| id.to_string());
+        line("parent", format!("data write id {linkage}"))?;
+        for key in ["relative_path", "absolute_win32_path", "volume_path"] {
+            if let Some(path) = locator.get(key) {
+                line("", format!("{path} ({key})"))?;
+            }
+        }
+    }
+    for finding in image.findings().list() {
+        if finding.severity() > vhdxkit::defect::Severity::Info {
+            line(finding.severity().name(), finding.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn if_empty(text: &str, instead: &str) -> String {
+    if text.is_empty() { instead.to_owned() } else { text.to_owned() }
+}
+
+fn state(image: &Image) -> String {
+    let log = image.log();
+    match log.state() {
+        LogState::Clean => "clean".to_owned(),
+        LogState::Dirty => {
+            let entries = log.active().map_or(0, |active| active.entries().len());
+            let entries = count(entries as u64, "log entry waits", "log entries wait");
+            format!("dirty: {entries} to be applied (values below are with them applied)")
+        }
+        LogState::Invalid => {
+            "log invalid: the header names a log that cannot be replayed (values below are as on disk)"
+                .to_owned()
+        }
+    }
+}
+
+fn block_line(image: &Image, counts: Option<&BlockCounts>) -> String {
+    let geometry = image.geometry();
+    let total = format!("{} of {}", geometry.blocks(), size(geometry.block_size().into()));
+    let Some(c) = counts else {
+        return format!("{total} (not counted: large table; --count-blocks does)");
+    };
+    let parts: Vec<String> = [
+        (c.fully_present, "stored"),
+        (c.partially_present, "partly stored"),
+        (c.zero, "zero"),
+        (c.unmapped, "unmapped"),
+        (c.undefined, "undefined"),
+        (c.not_present, "not present"),
+        (c.reserved, "in a reserved state"),
+    ]
+    .into_iter()
+    .filter(|(number, _)| *number > 0)
+    .map(|(number, name)| format!("{number} {name}"))
+    .collect();
+    format!("{total}: {}", parts.join(", "))
+}

@@ -1,0 +1,58 @@
+//! `vhdx log replay`.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use serde_json::json;
+use vhdxkit::log::{ReplayReport, replay_in_place};
+use vhdxkit::storage::{FileStorage, OpenMode, Storage};
+
+use super::Context;
+use crate::args::ReplayArgs;
+use crate::console::{count, print_json, size};
+
+pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
+    let path = args.image.display().to_string();
+    let named = || format!("cannot replay the log of {path}");
+    let file = FileStorage::open(&args.image, OpenMode::ReadWrite).with_context(named)?;
+    let length = file.len()?;
+    let report = replay_in_place(&file).with_context(named)?;
+    if context.json {
+        let done = report.unwrap_or(ReplayReport {
+            bytes_before: length,
+            bytes_after: length,
+            ..ReplayReport::default()
+        });
+        return print_json(&json!({
+            "changed": report.is_some(),
+            "bytes_before": done.bytes_before,
+            "bytes_after": done.bytes_after,
+            "entries": done.entries,
+            "sectors": done.sectors,
+            "zeroed": done.zeroed,
+        }));
+    }
+    let mut out = io::stdout().lock();
+    match report {
+        None => writeln!(out, "{path}: nothing to replay; the file was not changed")?,
+        Some(done) => {
+            let entries = count(done.entries, "log entry", "log entries");
+            let sectors = count(done.sectors, "sector", "sectors");
+            writeln!(
+                out,
+                "{path}: {entries} applied ({sectors} of 4 KiB written, {} zeroed)",
+                size(done.zeroed)
+            )?;
+            if done.bytes_after != done.bytes_before {
+                writeln!(
+                    out,
+                    "  the file grew from {} to {}",
+                    size(done.bytes_before),
+                    size(done.bytes_after)
+                )?;
+            }
+            writeln!(out, "  the image is clean")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! `vhdx log show`: the log as a story.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use vhdxkit::format::Guid;
+use vhdxkit::format::bat::{PayloadState, RawEntry};
+use vhdxkit::log::{EntryStatus, Log, LogState};
+use vhdxkit::ops::inspect::inspect_storage;
+use vhdxkit::ops::timeline::{BatChange, LogChange, LogTarget, TimelineEntry, for_each_entry};
+use vhdxkit::storage::{FileStorage, OpenMode, Storage};
+use vhdxkit::view::geometry::BatSlot;
+use vhdxkit::view::headers::HeaderPair;
+
+use super::Context;
+use crate::args::ImageArgs;
+use crate::console::{count, size};
+use anyhow::Context as _;
+
+pub(crate) fn run(args: &ImageArgs, context: Context) -> anyhow::Result<()> {
+    let named = || format!("cannot read the log of {}", args.image.display());
+    let mode = OpenMode::ReadOnly { force_share: args.open.force_share };
+    let file: Arc<dyn Storage> =
+        Arc::new(FileStorage::open(&args.image, mode).with_context(named)?);
+    let headers = HeaderPair::inspect(&*file).with_context(named)?;
+    let log = Log::read_ring(&*file, &headers).with_context(named)?;
+    // Names of blocks need the tables behind the log; a damaged file has its story told without.
+    let image = inspect_storage(Arc::clone(&file));
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut teller = Teller { out: &mut out, json: context.json, first: true, session: None };
+    teller.begin(args, &log)?;
+    if let (Err(error), false) = (&image, context.json) {
+        writeln!(teller.out, "(offsets only, the tables behind the log cannot be read: {error})")?;
+    }
+    let mut failure = None;
+    for_each_entry(&*file, &log, image.as_ref().ok(), |entry| {
+        if failure.is_none() {
+            failure = teller.entry(&log, &entry).err();
+        }
+        Ok(())
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    teller.end(args, &log)?;
+    out.flush()?;
+    Ok(())
+}
+
+struct Teller<'a, W: Write> {
+    out: &'a mut W,
+    json: bool,
+    first: bool,
+    session: Option<Guid>,
+}
+
+impl<W: Write> Teller<'_, W> {
+    fn begin(&mut self, args: &ImageArgs, log: &Log) -> anyhow::Result<()> {
+        let length = log.place().map_or(0, |place| place.length);
+        if self.json {
+            let active = log.active().map(|active| {
+                json!({
+                    "first_sequence": active.entries().first().map(|e| e.sequence),
+                    "last_sequence": active.head().map(|e| e.sequence),
+                    "tail_offset": active.entries().first().map(|e| e.log_offset),
+                    "entries": active.entries().len(),
+                })
+            });
+            // Entries are written one by one: their list may be long.
+            write!(
+                self.out,
+                "{{\n  \"state\": {},\n  \"guid\": {},\n  \"length\": {length},\n  \"active\": {},\n  \"entries\": [",
+                json!(log.state().name()),
+                json!(log.guid().to_string()),
+                active.unwrap_or(Value::Null),
+            )?;
+            return Ok(());
+        }
+        let name = args.image.display();
+        match log.place() {
+            Some(place) => {
+                writeln!(
+                    self.out,
+                    "{name}: log of {} at {:#x}",
+                    size(length.into()),
+                    place.offset
+                )?;
+            }
+            None => writeln!(self.out, "{name}: no log")?,
+        }
+        match (log.state(), log.active()) {
+            (LogState::Dirty, Some(active)) => {
+                let entries = active.entries().len() as u64;
+                let entries = count(entries, "entry has", "entries have");
+                writeln!(
+                    self.out,
+                    "The last writer did not finish: {entries} still to be applied."
+                )?;
+            }
+            (LogState::Invalid, _) => writeln!(
+                self.out,
+                "The header names session {}, but no complete sequence of entries belongs to it.",
+                log.guid()
+            )?,
+            _ if log.entries().is_empty() => writeln!(self.out, "The log is empty.")?,
+            _ => writeln!(self.out, "Nothing is pending: what follows is history.")?,
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, log: &Log, told: &TimelineEntry) -> anyhow::Result<()> {
+        if self.json {
+            let separator = if self.first { "\n    " } else { ",\n    " };
+            self.first = false;
+            write!(self.out, "{separator}{}", entry_json(told))?;
+            return Ok(());
+        }
+        let info = &told.entry.info;
+        if self.session != Some(info.log_guid) {
+            self.session = Some(info.log_guid);
+            let current = !log.guid().is_zero() && info.log_guid == log.guid();
+            let which = if current { "This session" } else { "An earlier session" };
+            writeln!(self.out, "\n{which}, {}", info.log_guid)?;
+        }
+        let what = match (told.entry.status, &told.entry.fault) {
+            (EntryStatus::Active, _) => "TO BE APPLIED".to_owned(),
+            (EntryStatus::Superseded, _) => "superseded, not replayed".to_owned(),
+            (EntryStatus::Foreign, _) => "history".to_owned(),
+            (EntryStatus::Torn, Some(fault)) => format!("TORN, does not count: {fault}"),
+            (EntryStatus::Torn, None) => "TORN, does not count".to_owned(),
+        };
+        let place = format!("at {:#x}", info.log_offset);
+        writeln!(
+            self.out,
+            "  entry {:<20} {place:<12} {:>9}  {what}",
+            info.sequence,
+            size(info.length.into())
+        )?;
+        if told.entry.status != EntryStatus::Torn && told.changes.is_empty() {
+            writeln!(self.out, "      empty: opens a session or moves its tail on")?;
+        }
+        for change in &told.changes {
+            self.change(change)?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: &LogChange) -> anyhow::Result<()> {
+        let LogChange { zero, file_offset, length, target, bat_changes } = change;
+        let target = match target {
+            LogTarget::Bat => "block table",
+            LogTarget::SectorBitmap => "sector bitmap",
+            LogTarget::Metadata => "metadata",
+            LogTarget::RegionTable => "region table",
+            LogTarget::Other => "file",
+        };
+        if *zero {
+            writeln!(
+                self.out,
+                "      zeroes {} of the {target} at {file_offset:#x}",
+                size(*length)
+            )?;
+            return Ok(());
+        }
+        match bat_changes.as_slice() {
+            [] => writeln!(self.out, "      writes 4 KiB of the {target} at {file_offset:#x}")?,
+            changes if changes.len() > 4 && changes.iter().all(|c| c.before.is_none()) => {
+                let used = count(changes.len() as u64, "entry", "entries");
+                writeln!(
+                    self.out,
+                    "      writes 4 KiB of the {target} at {file_offset:#x}: {used} in use, what changed is not known"
+                )?;
+            }
+            changes => {
+                for change in changes {
+                    writeln!(self.out, "      {}", bat_text(change))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, args: &ImageArgs, log: &Log) -> anyhow::Result<()> {
+        if self.json {
+            let end = if self.first { "]\n}" } else { "\n  ]\n}" };
+            writeln!(self.out, "{end}")?;
+        } else if log.state() == LogState::Dirty {
+            let name = args.image.display();
+            writeln!(
+                self.out,
+                "\nReading commands apply the pending entries in memory. To apply them in the file:\n  vhdx log replay {name}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn state_name(raw: RawEntry) -> &'static str {
+    PayloadState::from_raw(raw.state()).map_or("reserved", PayloadState::name)
+}
+
+fn bat_text(change: &BatChange) -> String {
+    let who = match change.slot {
+        BatSlot::Payload(block) => format!("block {block}"),
+        BatSlot::Bitmap(chunk) => format!("sector bitmap of chunk {chunk}"),
+        BatSlot::Padding => format!("entry {}", change.bat_index),
+    };
+    let put = |raw: RawEntry| match raw.file_offset() {
+        0 => state_name(raw).replace('_', " "),
+        at => format!("{} at {at:#x}", state_name(raw).replace('_', " ")),
+    };
+    match change.before {
+        Some(before) => format!("{who}: {} -> {}", put(before), put(change.after)),
+        None => format!("{who}: now {}", put(change.after)),
+    }
+}
+
+fn raw_json(raw: RawEntry) -> Value {
+    let place = (raw.file_offset() != 0).then(|| raw.file_offset());
+    json!({ "state": state_name(raw), "file_offset": place })
+}
+
+fn entry_json(told: &TimelineEntry) -> Value {
+    let info = &told.entry.info;
+    let descriptors: Vec<Value> = told.changes.iter().map(change_json).collect();
+    json!({
+        "offset": info.log_offset,
+        "length": info.length,
+        "sequence": info.sequence,
+        "tail": info.tail,
+        "guid": info.log_guid.to_string(),
+        "flushed_file_offset": info.flushed_file_offset,
+        "last_file_offset": info.last_file_offset,
+        "status": told.entry.status.name(),
+        "fault": told.entry.fault.as_ref().map(ToString::to_string),
+        "descriptors": descriptors,
+    })
+}
+
+fn change_json(change: &LogChange) -> Value {
+    let mut value = json!({
+        "kind": if change.zero { "zero" } else { "data" },
+        "file_offset": change.file_offset,
+        "length": change.length,
+        "target": change.target.name(),
+    });
+    if change.target == LogTarget::Bat && !change.zero {
+        let changes: Vec<Value> = change
+            .bat_changes
+            .iter()
+            .map(|change| {
+                let block = match change.slot {
+                    BatSlot::Payload(block) => Some(block),
+                    _ => None,
+                };
+                json!({
+                    "bat_index": change.bat_index,
+                    "block": block,
+                    "before": change.before.map(raw_json),
+                    "after": raw_json(change.after),
+                })
+            })
+            .collect();
+        value["changes"] = Value::Array(changes);
+    }
+    value
+}

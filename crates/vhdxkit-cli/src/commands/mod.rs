@@ -1,0 +1,46 @@
+//! One file per sub-command: options in, library called, result printed.
+
+mod check;
+mod compare;
+mod convert;
+mod dump;
+mod generate;
+mod info;
+mod log_extract;
+mod log_replay;
+mod log_show;
+mod map;
+mod read;
+
+use std::process::ExitCode;
+
+use crate::args::{Cli, Command, LogCommand};
+
+/// What every command is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Context {
+    /// JSON instead of text.
+    pub(crate) json: bool,
+    /// No progress bar.
+    pub(crate) quiet: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let context = Context { json: cli.json, quiet: cli.quiet };
+    let done = |()| ExitCode::SUCCESS;
+    match cli.command {
+        Command::Info(args) => info::run(&args, context).map(done),
+        Command::Check(args) => check::run(&args, context),
+        Command::Log(LogCommand::Show(args)) => log_show::run(&args, context).map(done),
+        Command::Log(LogCommand::Replay(args)) => log_replay::run(&args, context).map(done),
+        Command::Log(LogCommand::Extract(args)) => log_extract::run(&args).map(done),
+        Command::Map(args) => map::run(&args, context).map(done),
+        Command::Dump(args) => dump::run(&args, context).map(done),
+        Command::Read(args) => read::run(&args).map(done),
+        Command::Convert(args) => convert::run(&args, context).map(done),
+        Command::Compare(args) => compare::run(&args, context),
+        Command::Completions { shell } => generate::completions(shell).map(done),
+        Command::Man { dir } => generate::man_pages(&dir).map(done),
+    }
+}

@@ -1,0 +1,119 @@
+//! What a person sees: sizes, offsets, progress; and how a person stops it.
+
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+use vhdxkit::ops::Progress;
+
+/// `VHDX_LOG=debug` shows what the library does; nothing otherwise.
+pub(crate) fn start_logging() {
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("VHDX_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    }
+}
+
+/// Prints a JSON value, indented, with a newline.
+pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Bytes for people: `64 MiB`, `1.5 GiB`, `512 bytes`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let (mut unit, mut scale) = (UNITS[0], 1024u64);
+    for name in &UNITS[1..] {
+        if bytes < scale * 1024 {
+            break;
+        }
+        (unit, scale) = (name, scale * 1024);
+    }
+    match (bytes / scale, bytes % scale) {
+        (whole, 0) => format!("{whole} {unit}"),
+        (whole, rest) => {
+            let tenths = u128::from(rest) * 10 / u128::from(scale);
+            format!("{whole}.{tenths} {unit}")
+        }
+    }
+}
+
+/// Writes the count with its noun: `1 entry`, `3 entries`.
+pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C and SIGTERM ask the work to stop and clean up; a second one ends it at once.
+pub(crate) fn stop_on_signal() {
+    // A handler that cannot be set leaves the system's: then a stop is just less tidy.
+    let _ = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+}
+
+/// A progress bar on stderr; nothing when stderr is no terminal or the user wants quiet.
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar over `total` bytes.
+    pub(crate) fn new(what: &'static str, total: u64, quiet: bool) -> Self {
+        let bar = ProgressBar::new(total);
+        if quiet || !io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = "{msg} [{bar:30}] {percent:>3}%  {bytes} of {total_bytes}, {eta} left";
+        bar.set_style(
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(what);
+        Self(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn advance(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.0.inc(bytes);
+        if STOP.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (64 << 20, "64 MiB"),
+            (64 << 40, "64 TiB"),
+            (u64::MAX, "16383.9 PiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

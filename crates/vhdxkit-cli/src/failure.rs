@@ -1,0 +1,48 @@
+//! Failures as people read them: what, where, what was not touched, what to do. And as exit codes.
+
+use std::io;
+use std::process::ExitCode;
+
+use vhdxkit::{Error, ErrorKind};
+
+/// The exit codes of every command.
+pub(crate) mod exit {
+    /// Something failed; the reason is on stderr.
+    pub(crate) const FAILED: u8 = 1;
+    /// `check` found problems, or `compare` found differences.
+    pub(crate) const FOUND: u8 = 3;
+    /// The image is locked by another process.
+    pub(crate) const LOCKED: u8 = 4;
+    /// A parent is missing, or needed and not supported.
+    pub(crate) const PARENT: u8 = 5;
+}
+
+/// Prints the failure and gives its exit code.
+pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
+    if is_closed_pipe(error) {
+        return ExitCode::from(exit::FAILED);
+    }
+    eprintln!("vhdx: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  because: {cause}");
+    }
+    eprintln!("  not touched: {untouched}");
+    let library = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    if let Some(advice) = library.and_then(Error::advice) {
+        eprintln!("  what to do: {advice}");
+    }
+    ExitCode::from(match library.map(Error::kind) {
+        Some(ErrorKind::Locked) => exit::LOCKED,
+        Some(ErrorKind::ParentNeeded) => exit::PARENT,
+        _ => exit::FAILED,
+    })
+}
+
+/// Whoever read our output has gone: nobody wants to hear about it.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let broken = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(broken)
+            || cause.downcast_ref::<Error>().and_then(Error::io_error).is_some_and(broken)
+    })
+}
