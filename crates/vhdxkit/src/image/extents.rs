@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::Result;
-use crate::format::bat::PayloadState;
+use crate::format::bat::{ENTRY_LENGTH, PayloadState};
 use crate::map::{Block, block_bits, runs};
+use crate::view::geometry::BatSlot;
+use crate::{Error, Result};
 
 use super::Image;
 
@@ -86,6 +87,8 @@ pub struct Extents<'a> {
     range: Range<u64>,
     ready: VecDeque<Extent>,
     failed: bool,
+    /// File range of the BAT that is known to hold data, so that its holes are looked for once.
+    bat_data: Range<u64>,
 }
 
 impl Image {
@@ -109,14 +112,51 @@ impl Image {
             range: start..end,
             ready: VecDeque::new(),
             failed: false,
+            bat_data: 0..0,
         }
     }
 }
 
 impl Extents<'_> {
-    /// Appends the pieces of the next block.
+    /// The first block whose BAT entry may be anything but zero: a hole of the file in the BAT means
+    /// that nothing was ever stored for its blocks. Disks of many tebibytes are mostly that.
+    fn end_of_hole(&mut self) -> Result<u64> {
+        let (geometry, offset) = (self.image.geometry(), self.image.regions().bat().offset);
+        let at = |index: u64| offset.saturating_add(index.saturating_mul(ENTRY_LENGTH));
+        let here = at(geometry.payload_index(self.next_block));
+        if self.bat_data.contains(&here) {
+            return Ok(self.next_block);
+        }
+        let data = self.image.storage.next_data(here);
+        let data = data.map_err(|e| Error::io("cannot map the file's holes", here, e))?;
+        self.bat_data = data.unwrap_or(u64::MAX..u64::MAX);
+        let index = self.bat_data.start.saturating_sub(offset) / ENTRY_LENGTH;
+        Ok(match geometry.slot(index) {
+            _ if self.bat_data.start <= here => self.next_block,
+            BatSlot::Payload(block) => block,
+            BatSlot::Bitmap(chunk) => {
+                chunk.saturating_add(1).saturating_mul(geometry.chunk_ratio())
+            }
+            BatSlot::Padding => geometry.blocks(),
+        })
+    }
+
+    /// Appends the pieces of the next block, or of all blocks of a hole.
     fn advance(&mut self) -> Result<()> {
         let geometry = self.image.geometry();
+        let after_hole = self.end_of_hole()?;
+        if after_hole > self.next_block {
+            let start = geometry.block_start(self.next_block).max(self.range.start);
+            let end = geometry.block_start(after_hole).min(self.range.end);
+            let (state, depth) = match geometry.is_differencing() {
+                true => (ExtentState::ParentMissing, 1),
+                false => (ExtentState::NotPresent, 0),
+            };
+            let length = end.saturating_sub(start);
+            self.push(Extent { start, length, state, depth, file_offset: None });
+            self.next_block = after_hole;
+            return Ok(());
+        }
         let block = self.next_block;
         let start = geometry.block_start(block);
         let whole = start..start.saturating_add(geometry.used_bytes(block));

@@ -88,7 +88,8 @@ impl Image {
         &self.headers
     }
 
-    /// The log as it lies on disk.
+    /// The log as it lies on disk. The history in the ring of a clean file was not read for it;
+    /// [`Log::read`] does that.
     #[must_use]
     pub fn log(&self) -> &Log {
         &self.log

@@ -94,7 +94,7 @@ impl Recovered {
         findings: &mut Findings,
     ) -> Result<Self> {
         let headers = HeaderPair::read(&*file, findings)?;
-        let log = Log::read_ring(&*file, &headers)?;
+        let log = Log::read_pending(&*file, &headers)?;
         let storage = match log.replay_in_memory(Arc::clone(&file)) {
             Ok(storage) => storage,
             Err(error) if policy == DirtyLog::MayBeInvalid => {

@@ -127,16 +127,32 @@ impl Log {
         Self::read_ring(storage, &headers)
     }
 
+    /// As much of the log as opening needs: the ring of a clean file holds nothing but history and
+    /// is not read.
+    pub(crate) fn read_pending(storage: &dyn Storage, headers: &HeaderPair) -> Result<Self> {
+        match headers.is_dirty() {
+            true => Self::read_ring(storage, headers),
+            false => Ok(Self::unread(headers)),
+        }
+    }
+
+    fn unread(headers: &HeaderPair) -> Self {
+        Self {
+            place: headers.log_place(),
+            guid: headers.current().log_guid,
+            entries: Vec::new(),
+            active: None,
+            sectors_judged: 0,
+        }
+    }
+
     /// Reads the ring that the headers name.
     ///
     /// # Errors
     /// Reading fails.
     pub fn read_ring(storage: &dyn Storage, headers: &HeaderPair) -> Result<Self> {
         let guid = headers.current().log_guid;
-        let Some(place) = headers.log_place() else {
-            let (entries, active) = (Vec::new(), None);
-            return Ok(Self { place: None, guid, entries, active, sectors_judged: 0 });
-        };
+        let Some(place) = headers.log_place() else { return Ok(Self::unread(headers)) };
         let ring = Ring::new(storage, place);
         let scan = scan::scan(ring)?;
         let active = match guid.is_zero() {
@@ -288,7 +304,7 @@ impl Log {
 /// writing fails. After an error the file can still be replayed.
 pub fn replay_in_place(storage: &dyn Storage) -> Result<Option<ReplayReport>> {
     let headers = HeaderPair::read(storage, &mut Findings::strict())?;
-    let log = Log::read_ring(storage, &headers)?;
+    let log = Log::read_pending(storage, &headers)?;
     log.judge(storage.length()?)?;
     let (Some(active), Some(place)) = (&log.active, log.place) else { return Ok(None) };
     let ring = Ring::new(storage, place);
