@@ -1,0 +1,91 @@
+//! What the tests share: the team's folder, other programs, media that count.
+#![allow(dead_code)]
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vhdxkit::storage::Storage;
+use vhdxkit::{Image, OpenOptions};
+
+/// A file of the team's folder beside the repository; `None`, visibly, where that is not there.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: ../shared/{name} is not there");
+    None
+}
+
+/// Whether a program can be started; says so where not.
+pub fn have(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        eprintln!("skipped: {program} is not installed");
+    }
+    found
+}
+
+/// Runs a program that must succeed; what it printed.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}{errors}");
+    text
+}
+
+/// Opens an image on any medium.
+pub fn open(storage: impl Storage + 'static) -> vhdxkit::Result<Image> {
+    OpenOptions::new().open_storage(Arc::new(storage))
+}
+
+/// A medium that counts what is read of another one.
+pub struct Counting<S> {
+    pub inner: S,
+    pub read: AtomicU64,
+}
+
+impl<S> Counting<S> {
+    pub fn new(inner: S) -> Self {
+        Self { inner, read: AtomicU64::new(0) }
+    }
+
+    /// Bytes read so far.
+    pub fn count(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: Storage> Storage for Counting<S> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read_at(offset, buf)?;
+        self.read.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.inner.write_at(offset, buf)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.inner.set_len(length)
+    }
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.punch(range)
+    }
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.allocate(range)
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.next_data(offset)
+    }
+}
