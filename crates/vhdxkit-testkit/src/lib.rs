@@ -10,6 +10,9 @@
 //! The crate takes structures and checksums from [`vhdxkit::format`], and nothing that computes
 //! with them: BAT indices, log entries and replay are its own, so that each checks the other.
 //!
+//! [`samples`] holds the images of `testdata/`; `cargo run -p vhdxkit-testkit -- testdata` writes
+//! them again.
+//!
 //! Panics are its error handling.
 
 mod expected;
@@ -19,6 +22,7 @@ mod log;
 pub mod patch;
 mod plan;
 mod ring;
+pub mod samples;
 mod sections;
 mod seed;
 mod sink;
