@@ -153,3 +153,30 @@ fn the_largest_disk_is_a_sparse_file() {
     assert_eq!((layout.bat_length, layout.payload_start), (513 * MIB, 516 * MIB));
     assert_eq!((length, layout.file_length), (517 * MIB, 517 * MIB));
 }
+
+#[test]
+fn odd_images_differ_where_they_are_told_to() {
+    let plain = Image::dynamic(4 * MIB).block(0, Contents::Pattern(1));
+    let twins = plain.clone().twin_headers().build_vec();
+    assert!(twins[0x10000..0x11000] == twins[0x20000..0x21000]);
+    let qemu = plain.clone().required_flag(false).build_vec();
+    let flags = |bytes: &[u8]| [bytes[0x30000 + 44], bytes[0x30000 + 76]];
+    assert_eq!((flags(&qemu), flags(&twins)), ([0, 0], [1, 1]));
+
+    let guid = vhdxkit_testkit::guid(9, 9);
+    let extra = plain.clone().extra_region(guid, true, 2 << 20);
+    let layout = extra.layout();
+    assert_eq!((layout.extra_regions, layout.payload_start), (vec![4 * MIB], 6 * MIB));
+    assert_eq!(extra.build_vec()[0x30000 + 80..][..16], guid.to_bytes());
+
+    let lying = plain.clone().bat_entry(0, 0xFFFF_FFFF_FFF0_0006).bat_entry(4096, 6);
+    let bytes = lying.build_vec();
+    assert_eq!(u64_at(&bytes, 3 * MIB), 0xFFFF_FFFF_FFF0_0006);
+    assert_eq!(u64_at(&bytes, 3 * MIB + 8 * 4096), 6);
+    assert!(lying.expected_guest().iter().all(|byte| *byte == 0));
+
+    let no_log = plain.clone().log_length(0).layout();
+    assert_eq!((no_log.metadata_offset, no_log.bat_offset), (MIB, 2 * MIB));
+    let scribbled = plain.raw_log(255, b"loge").build_vec();
+    assert_eq!(&scribbled[(1 << 20) + 255 * 4096..][..4], b"loge");
+}
