@@ -75,7 +75,7 @@ impl Base {
     pub fn number(number: u8) -> Self {
         let kind = [Kind::Dynamic, Kind::Fixed, Kind::Differencing][usize::from(number % 3)];
         let log = [LogKind::Dirty, LogKind::Wrapped, LogKind::Clean][usize::from(number / 3 % 3)];
-        let sector = if number / 9 % 2 == 0 { 512 } else { 4096 };
+        let sector = [512, 4096][usize::from(number / 9 % 2)];
         Self::new(kind, log, sector)
     }
 

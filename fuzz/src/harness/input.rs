@@ -171,7 +171,9 @@ fn fix_log(file: &Overlay, header: u64) {
     let [a, b, c, d, offset @ ..] = place;
     let length = u64::from(u32::from_le_bytes([a, b, c, d]));
     let offset = u64::from_le_bytes(offset);
-    if length % MIB != 0 || offset.checked_add(length).is_none_or(|end| end > file.len().unwrap()) {
+    if !length.is_multiple_of(MIB)
+        || offset.checked_add(length).is_none_or(|end| end > file.len().unwrap())
+    {
         return;
     }
     let mut budget = MOST_SUMMED;
@@ -190,7 +192,7 @@ fn fix_log(file: &Overlay, header: u64) {
         let [signature @ .., _, _, _, _, e, f, g, h] = start;
         let size = u32::from_le_bytes([e, f, g, h]) as usize;
         if signature == *b"loge"
-            && size % 4096 == 0
+            && size.is_multiple_of(4096)
             && (1..=budget).contains(&size)
             && size as u64 <= length
         {
