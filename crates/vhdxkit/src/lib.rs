@@ -18,7 +18,7 @@
 //! * [`ops`]: whole tasks: check, compare, export to raw, the log's timeline.
 //! * [`log`]: the metadata log alone: its entries, the active sequence, replay in place.
 //! * [`storage`]: what an image lies on; bring your own medium through [`storage::Storage`].
-//! * [`format`]: the structures on disk, for those who take files apart.
+//! * [`mod@format`]: the structures on disk, for those who take files apart.
 //!
 //! # How it is built
 //! Floors, each using only those below it: `format` (bytes) · `storage` (media) · `view` (checked

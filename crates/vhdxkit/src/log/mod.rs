@@ -5,7 +5,7 @@
 //! [`ActiveSequence`]; everything else is kept for the timeline: entries that are superseded,
 //! belong to an earlier session, or were torn by a crash.
 //!
-//! Modules: [`encode`] lays out entries, `ring` reads across the wrap, `entry` judges one entry,
+//! Modules: `encode` lays out entries, `ring` reads across the wrap, `entry` judges one entry,
 //! `scan` finds all of them and the active sequence, `replay` carries it out.
 
 mod encode;

@@ -15,8 +15,8 @@
 //! 5. The same header into the remaining copy; sync. Never both copies in one sync: a torn write
 //!    could then take both.
 //!
-//! Whether the file is long enough (FlushedFileOffset of the head, and only of the head) is asked
-//! before the first write. The DataWriteGuid stays: replay completes changes that it already
+//! Whether the file is long enough (FlushedFileOffset of the head, and only of the head), and whether
+//! the sequence number has room for three more headers, is asked before the first write. The DataWriteGuid stays: replay completes changes that it already
 //! stands for, and children are linked by it.
 
 use crate::defect::Defect;
@@ -214,6 +214,10 @@ pub(crate) fn replay_in_place(
     active: &ActiveSequence,
 ) -> Result<(HeaderPair, ReplayReport)> {
     judge_length(ring, active, storage.length()?)?;
+    // Three headers will be written. To find that out at the last one would be too late.
+    if headers.current().sequence_number.get().checked_add(3).is_none() {
+        return Err(sequence_at_end());
+    }
     sync(storage)?;
     let headers = write_header(storage, headers, |h| h.file_write_guid = Guid::random())?;
     let report = apply(ring, active, storage)?;
@@ -238,14 +242,16 @@ fn write_header(
             return Err(Error::new(Repr::ForeignWriter { at, found, expected }));
         }
     }
-    let (next, offset) = headers
-        .next(change)
-        .ok_or_else(|| Error::limit("the header's sequence number cannot grow any more"))?;
+    let (next, offset) = headers.next(change).ok_or_else(sequence_at_end)?;
     storage
         .write_at(offset, next.current().as_bytes())
         .map_err(|e| Error::io("cannot write the header", offset, e))?;
     sync(storage)?;
     Ok(next)
+}
+
+fn sequence_at_end() -> Error {
+    Error::limit("the header's sequence number cannot grow any more")
 }
 
 fn sync(storage: &dyn Storage) -> Result<()> {

@@ -87,7 +87,7 @@ fn check_all(
     claim_fixed(&recovered, &parts.regions, &mut space);
     check_bat(storage, rules, &parts.regions, &mut space, findings, progress)?;
     if geometry.is_differencing() {
-        check_bitmaps_exist(storage, rules, findings)?;
+        check_bitmaps_exist(storage, rules, &parts.regions, findings)?;
     }
     if file_size > MAX_FILE_OFFSET {
         findings.report(Defect::SpaceNotChecked { from: MAX_FILE_OFFSET })?;
@@ -143,8 +143,7 @@ fn check_bat(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let geometry = rules.geometry;
-    // A table that is too small was reported; what there is of it is checked.
-    let entries = geometry.bat_entries().min(u64::from(regions.bat().length) / 8);
+    let entries = entries_at_hand(&geometry, regions);
     let mut clashes = Vec::new();
     walk(storage, rules.bat_offset, entries, &mut |stretch| {
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
@@ -182,6 +181,11 @@ fn check_bat(
         advance(progress, bytes)
     })?;
     report_clashes(storage, rules, regions, entries, &clashes, findings)
+}
+
+/// A table that is too small was reported; what there is of it is checked.
+fn entries_at_hand(geometry: &Geometry, regions: &RegionMap) -> u64 {
+    geometry.bat_entries().min(u64::from(regions.bat().length) / 8)
 }
 
 /// A BAT entry whose space was taken already.
@@ -264,6 +268,7 @@ fn slot_name(geometry: &Geometry, index: u64) -> String {
 fn check_bitmaps_exist(
     storage: &dyn Storage,
     rules: EntryRules,
+    regions: &RegionMap,
     findings: &mut Findings,
 ) -> Result<()> {
     // The bitmap's entry comes after those of its blocks: note the first partial block of a chunk
@@ -271,16 +276,20 @@ fn check_bitmaps_exist(
     let mut partial: Option<u64> = None;
     let geometry = rules.geometry;
     let mut chunk_with_bitmap: Option<u64> = None;
-    walk(storage, rules.bat_offset, geometry.bat_entries(), &mut |stretch| {
+    let entries = entries_at_hand(&geometry, regions);
+    walk(storage, rules.bat_offset, entries, &mut |stretch| {
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+            let chunk = match geometry.slot(index) {
+                BatSlot::Payload(block) => geometry.chunk_of(block),
+                BatSlot::Bitmap(chunk) => chunk,
+                BatSlot::Padding => continue,
+            };
+            if let Some(first) = partial.filter(|&first| geometry.chunk_of(first) != chunk) {
+                settle_partial(first, chunk_with_bitmap, &rules, findings)?;
+                partial = None;
+            }
             match geometry.slot(index) {
                 BatSlot::Payload(block) => {
-                    if let Some(first) =
-                        partial.filter(|&b| geometry.chunk_of(b) != geometry.chunk_of(block))
-                    {
-                        settle_partial(first, chunk_with_bitmap, &rules, findings)?;
-                        partial = None;
-                    }
                     if partial.is_none()
                         && matches!(rules.payload(block, raw), Ok(Block::Partial { .. }))
                     {

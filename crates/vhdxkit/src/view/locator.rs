@@ -27,7 +27,10 @@ impl ParentLocator {
     ) -> Result<Option<Self>> {
         let length = usize::try_from(item.length).unwrap_or_default();
         let mut bytes = vec![0; length];
-        storage.read_exact_at(item.offset, &mut bytes)?;
+        // What the file does not hold any more was reported with the metadata region.
+        if storage.read_zero_filled(item.offset, &mut bytes)? < length {
+            return Ok(None);
+        }
         let at = item.offset;
         match parse(&bytes) {
             Ok(locator) => {

@@ -148,7 +148,11 @@ impl MetadataTable {
             return Ok(None);
         }
         let mut value = T::new_zeroed();
-        storage.read_exact_at(item.offset, value.as_mut_bytes())?;
+        // What the file does not hold any more was reported with the region.
+        let there = storage.read_zero_filled(item.offset, value.as_mut_bytes())?;
+        if there < size_of::<T>() {
+            return Ok(None);
+        }
         Ok(Some((value, item.offset)))
     }
 

@@ -1,0 +1,4 @@
+//! Opening, reading, checking and recovering whatever the bytes describe.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| vhdxkit_fuzz::harness::open(input));

@@ -1,0 +1,4 @@
+//! Fuzz targets of vhdxkit. Everything but the targets' `main` is in [`harness`], which the
+//! project's ordinary tests include as well, to replay the corpus without a fuzzer.
+
+pub mod harness;
