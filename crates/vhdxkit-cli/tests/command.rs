@@ -99,7 +99,7 @@ fn an_existing_target_is_refused_without_force_and_kept_when_the_work_fails() {
 
     vhdx(&["convert", "--force", &image, &raw]).succeeds();
     assert_ne!(std::fs::read(&raw).unwrap(), b"precious");
-    let same = vhdx(&["convert", "--force", &image, &image]).fails_with(1);
+    let same = vhdx(&["convert", "--force", "--to", "raw", &image, &image]).fails_with(1);
     assert!(same.contains("same file"), "{same}");
 }
 
@@ -111,8 +111,7 @@ fn a_failed_convert_leaves_nothing_behind() {
     assert!(text.contains("parent"), "{text}");
     assert_eq!(dir.names(), ["child.vhdx"]);
     let into = dir.path("no-such-folder/x.raw");
-    vhdx(&["convert", &child, &into]).fails_with(5);
-    vhdx(&["convert", &dir.copy("clean.vhdx"), &into]).fails_with(1);
+    vhdx(&["convert", &child, &into]).fails_with(1);
 }
 
 #[test]
@@ -157,7 +156,10 @@ fn compare_works_both_ways_round_and_names_the_first_difference() {
     bytes.truncate(bytes.len() - 512);
     std::fs::write(&raw, &bytes).unwrap();
     let found = json(&vhdx(&["compare", "--json", &image, &raw]).exits_with(3));
-    assert_eq!((&found["identical"], &found["first_difference"]), (&Value::Bool(false), &Value::Null));
+    assert_eq!(
+        (&found["identical"], &found["first_difference"]),
+        (&Value::Bool(false), &Value::Null)
+    );
 }
 
 #[test]
@@ -174,10 +176,7 @@ fn check_finds_nothing_in_good_images_and_exits_with_3_for_bad_ones() {
     let report = json(&vhdx(&["check", "--json", &image]).exits_with(3));
     assert_eq!(report["result"], "problems");
     let finding = &report["findings"][0];
-    assert_eq!(
-        keys(finding),
-        ["code", "severity", "structure", "offset", "message", "repair"]
-    );
+    assert_eq!(keys(finding), ["code", "severity", "structure", "offset", "message", "repair"]);
     assert_eq!((&finding["code"], &finding["severity"]), (&"V3".into(), &"warning".into()));
     assert_eq!(report["repaired"], Value::Array(vec![]));
 
@@ -193,15 +192,13 @@ fn the_logs_story_names_entries_blocks_and_what_to_type() {
     let dir = Workdir::new();
     let image = dir.copy("crashed.vhdx");
     let story = vhdx(&["log", "show", &image]).succeeds();
-    for part in ["TO BE APPLIED", "TORN", "earlier session", "fully present at", "vhdx log replay"] {
+    for part in ["TO BE APPLIED", "TORN", "earlier session", "fully present at", "vhdx log replay"]
+    {
         assert!(story.contains(part), "{part} is missing:\n{story}");
     }
     let log = json(&vhdx(&["log", "show", "--json", &image]).succeeds());
     assert_eq!(keys(&log), ["state", "guid", "length", "active", "entries"]);
-    assert_eq!(
-        keys(&log["active"]),
-        ["first_sequence", "last_sequence", "tail_offset", "entries"]
-    );
+    assert_eq!(keys(&log["active"]), ["first_sequence", "last_sequence", "tail_offset", "entries"]);
     let entries = log["entries"].as_array().unwrap();
     let status = |name: &str| entries.iter().filter(|entry| entry["status"] == name).count() as u64;
     assert_eq!(Some(status("active")), log["active"]["entries"].as_u64());

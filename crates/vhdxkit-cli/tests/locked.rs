@@ -72,7 +72,7 @@ fn endless_disk(dir: &Workdir) -> String {
         .block_size(256 << 20)
         .block(0, vhdxkit_testkit::Contents::Pattern(0x5A));
     let layout = image.layout();
-    let place = layout.payload_offset | 6;
+    let place = layout.blocks[&0] | 6;
     let blocks = size / (256 << 20);
     let image = (1..blocks).fold(image, |image, b| image.bat_entry(layout.bat_index(b), place));
     let path = dir.path("endless.vhdx");

@@ -29,15 +29,15 @@ const IMAGES: [(&str, &str); 9] = [
         "iotest-dynamic-1G.vhdx.bz2",
         "d3d112d8dab7fd360609f7d5a7b769904b7a2a7d7b6b8c535f65a23293c05478",
     ),
-    (
-        "test-disk2vhd.vhdx.bz2",
-        "96d964042be9b58dda1725567abfb0cf9fd8380e2118754afa979c2ad445938a",
-    ),
+    ("test-disk2vhd.vhdx.bz2", "96d964042be9b58dda1725567abfb0cf9fd8380e2118754afa979c2ad445938a"),
     ("swap.vhdx.gz", "60dd30b4c74361427d1089510cabb36e2eeda0cc4747f467ea43173acd358c49"),
     ("btrfs.vhdx.gz", "0b959f9cb4e18348ad8b646f152178282542c8304f02fddf765e3fd1a1de6864"),
     ("fixed.vhdx.gz", "bc0be4623b15aa84216fb31ba24e3b621ec7f1c72d198c990ac0eced222d9f62"),
     ("dynamic.vhdx.gz", "8e2b5e9265d694b42b81819e3bff29770eff4ed0f4f9f311693ff3dbdc93efac"),
-    ("fattools-base512.vhdx.gz", "f08bbf229558488872fd090c491d05b53125ffbf0c4e4775e4de0fe647f3f406"),
+    (
+        "fattools-base512.vhdx.gz",
+        "f08bbf229558488872fd090c491d05b53125ffbf0c4e4775e4de0fe647f3f406",
+    ),
     ("fattools-base4k.vhdx.gz", "f08bbf229558488872fd090c491d05b53125ffbf0c4e4775e4de0fe647f3f406"),
 ];
 

@@ -6,27 +6,27 @@ use std::process::{Command, Output};
 use std::time::SystemTime;
 
 /// A temporary folder with copies of the repository's images.
-pub struct Workdir(tempfile::TempDir);
+pub(crate) struct Workdir(tempfile::TempDir);
 
 impl Workdir {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
     /// A path in the folder, as text.
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
     /// A fresh copy of an image of `testdata/`.
-    pub fn copy(&self, name: &str) -> String {
+    pub(crate) fn copy(&self, name: &str) -> String {
         let target = self.path(name);
         std::fs::copy(testdata(name), &target).unwrap();
         target
     }
 
     /// The names in the folder, sorted.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.path()).unwrap();
         let mut names: Vec<String> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -35,28 +35,28 @@ impl Workdir {
     }
 
     /// Everything that must not change: bytes, size and modification time.
-    pub fn fingerprint(&self, path: &str) -> (Vec<u8>, u64, SystemTime) {
+    pub(crate) fn fingerprint(&self, path: &str) -> (Vec<u8>, u64, SystemTime) {
         let meta = std::fs::metadata(path).unwrap();
         (std::fs::read(path).unwrap(), meta.len(), meta.modified().unwrap())
     }
 }
 
 /// An image of the repository.
-pub fn testdata(name: &str) -> PathBuf {
+pub(crate) fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(name)
 }
 
 /// A finished run of the command.
-pub struct Run(Output);
+pub(crate) struct Run(Output);
 
 /// Runs the command with these arguments.
-pub fn vhdx(arguments: &[&str]) -> Run {
+pub(crate) fn vhdx(arguments: &[&str]) -> Run {
     Run(Run::command(arguments).output().unwrap())
 }
 
 impl Run {
     /// The command, not yet started.
-    pub fn command(arguments: &[&str]) -> Command {
+    pub(crate) fn command(arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhdx"));
         command.args(arguments);
         command
@@ -69,27 +69,27 @@ impl Run {
     }
 
     /// Exit status 0; what was printed.
-    pub fn succeeds(self) -> String {
+    pub(crate) fn succeeds(self) -> String {
         self.exits_with(0)
     }
 
     /// Exit status 0; the bytes that were written.
-    pub fn succeeds_with_bytes(self) -> Vec<u8> {
+    pub(crate) fn succeeds_with_bytes(self) -> Vec<u8> {
         self.expect(0).stdout
     }
 
     /// This exit status; what was printed on stdout.
-    pub fn exits_with(self, code: i32) -> String {
+    pub(crate) fn exits_with(self, code: i32) -> String {
         String::from_utf8(self.expect(code).stdout).unwrap()
     }
 
     /// This exit status; what was printed on stderr.
-    pub fn fails_with(self, code: i32) -> String {
+    pub(crate) fn fails_with(self, code: i32) -> String {
         String::from_utf8(self.expect(code).stderr).unwrap()
     }
 }
 
 /// Reads JSON.
-pub fn json(text: &str) -> serde_json::Value {
+pub(crate) fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
 }

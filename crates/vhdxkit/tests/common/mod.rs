@@ -12,7 +12,7 @@ use vhdxkit::storage::Storage;
 use vhdxkit::{Image, OpenOptions};
 
 /// A file of the team's folder beside the repository; `None`, visibly, where that is not there.
-pub fn shared(name: &str) -> Option<PathBuf> {
+pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(name);
     if path.exists() {
         return Some(path);
@@ -22,7 +22,7 @@ pub fn shared(name: &str) -> Option<PathBuf> {
 }
 
 /// Whether a program can be started; says so where not.
-pub fn have(program: &str) -> bool {
+pub(crate) fn have(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
         eprintln!("skipped: {program} is not installed");
@@ -31,7 +31,7 @@ pub fn have(program: &str) -> bool {
 }
 
 /// Runs a program that must succeed; what it printed.
-pub fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -40,23 +40,23 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Opens an image on any medium.
-pub fn open(storage: impl Storage + 'static) -> vhdxkit::Result<Image> {
+pub(crate) fn open(storage: impl Storage + 'static) -> vhdxkit::Result<Image> {
     OpenOptions::new().open_storage(Arc::new(storage))
 }
 
 /// A medium that counts what is read of another one.
-pub struct Counting<S> {
-    pub inner: S,
-    pub read: AtomicU64,
+pub(crate) struct Counting<S> {
+    pub(crate) inner: S,
+    pub(crate) read: AtomicU64,
 }
 
 impl<S> Counting<S> {
-    pub fn new(inner: S) -> Self {
+    pub(crate) fn new(inner: S) -> Self {
         Self { inner, read: AtomicU64::new(0) }
     }
 
     /// Bytes read so far.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 }
