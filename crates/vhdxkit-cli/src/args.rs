@@ -118,7 +118,7 @@ impl Command {
             Self::Log(LogCommand::Replay(_)) => {
                 "the guest's data; if the file was changed at all, replaying again completes it"
             }
-            Self::Convert(_) => "the image; an unfinished copy was removed",
+            Self::Convert(_) => "the image; no unfinished copy was left behind",
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }

@@ -50,9 +50,6 @@ pub enum EntryFault {
     /// Must be greater than zero.
     #[error("SequenceNumber is zero")]
     SequenceZero,
-    /// Must be zero.
-    #[error("Reserved field is {0:#x}")]
-    Reserved(u32),
     /// Another entry starts inside this one, or the ring ends first.
     #[error("sector {0} of the entry was overwritten or never written")]
     Cut(u32),

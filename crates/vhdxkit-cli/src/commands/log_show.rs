@@ -147,7 +147,7 @@ impl<W: Write> Teller<'_, W> {
     }
 
     fn change(&mut self, change: &LogChange) -> anyhow::Result<()> {
-        let LogChange { zero, file_offset, length, target, bat_changes } = change;
+        let LogChange { zero, file_offset, length, target, bat_changes, left_out } = change;
         let target = match target {
             LogTarget::Bat => "block table",
             LogTarget::SectorBitmap => "sector bitmap",
@@ -177,6 +177,9 @@ impl<W: Write> Teller<'_, W> {
                     writeln!(self.out, "      {}", bat_text(change))?;
                 }
             }
+        }
+        if *left_out > 0 {
+            writeln!(self.out, "      and {left_out} more changes")?;
         }
         Ok(())
     }
@@ -263,6 +266,9 @@ fn change_json(change: &LogChange) -> Value {
             })
             .collect();
         value["changes"] = Value::Array(changes);
+        if change.left_out > 0 {
+            value["changes_left_out"] = json!(change.left_out);
+        }
     }
     value
 }

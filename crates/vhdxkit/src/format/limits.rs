@@ -33,5 +33,7 @@ pub const MAX_OVERLAY_RANGES: usize = 1 << 20;
 pub const MAX_LOCATOR_PAIRS: u16 = 256;
 /// BAT bytes kept in memory per open image, 8 MiB: maps 1 TiB of 1 MiB blocks, or 32 TiB of 32 MiB blocks.
 pub const MAX_CACHED_BAT_BYTES: usize = 8 << 20;
+/// BAT changes told per log entry; further ones are counted.
+pub const MAX_TOLD_CHANGES: usize = 1 << 16;
 /// Findings kept per code by `check`; further ones are counted.
 pub const MAX_FINDINGS_PER_CODE: usize = 20;

@@ -174,9 +174,9 @@ pub(crate) fn apply(
         for_each_update(ring, entry, &mut |update| {
             match update {
                 Update::Data { file_offset, sector } => {
-                    target.write_at(file_offset, sector).map_err(|e| {
-                        Error::io("cannot replay the log: cannot write", file_offset, e)
-                    })?;
+                    target
+                        .write_at(file_offset, sector)
+                        .map_err(failed("cannot replay the log: cannot write", file_offset))?;
                     length = length.max(file_offset.saturating_add(u64::from(LOG_SECTOR)));
                     report.sectors = report.sectors.saturating_add(1);
                 }
@@ -186,9 +186,9 @@ pub(crate) fn apply(
                         set_len(target, end)?;
                         length = end;
                     }
-                    target.punch(file_offset..end).map_err(|e| {
-                        Error::io("cannot replay the log: cannot zero", file_offset, e)
-                    })?;
+                    target
+                        .punch(file_offset..end)
+                        .map_err(failed("cannot replay the log: cannot zero", file_offset))?;
                     report.zeroed = report.zeroed.saturating_add(zeros);
                 }
             }
@@ -200,10 +200,16 @@ pub(crate) fn apply(
     Ok(report)
 }
 
+/// What a target reports; an overlay that would outgrow its bounds names them.
+fn failed(action: &'static str, offset: u64) -> impl FnOnce(std::io::Error) -> Error {
+    move |e| match e.kind() {
+        std::io::ErrorKind::OutOfMemory => Error::limit(format!("{action}: {e}")),
+        _ => Error::io(action, offset, e),
+    }
+}
+
 fn set_len(target: &dyn Storage, length: u64) -> Result<()> {
-    target
-        .set_len(length)
-        .map_err(|e| Error::io("cannot replay the log: cannot extend the file", length, e))
+    target.set_len(length).map_err(failed("cannot replay the log: cannot extend the file", length))
 }
 
 /// Replays the log into the file itself. Afterwards both headers are clean and complete.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::Result;
 use crate::format::bat::RawEntry;
+use crate::format::limits::MAX_TOLD_CHANGES;
 use crate::format::{Guid, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
 use crate::image::Image;
 use crate::log::{EntryInfo, EntryStatus, Log, LogEntry, Update};
@@ -66,6 +67,8 @@ pub struct LogChange {
     pub target: LogTarget,
     /// For data in the BAT: what changes.
     pub bat_changes: Vec<BatChange>,
+    /// How many further changes are not told: see [`limits`](crate::format::limits).
+    pub left_out: u64,
 }
 
 /// An entry and its changes.
@@ -172,7 +175,8 @@ struct Teller<'a> {
 
 impl Teller<'_> {
     fn changes(&mut self, entry: &LogEntry) -> Result<Vec<LogChange>> {
-        let mut changes = Vec::new();
+        let mut changes: Vec<LogChange> = Vec::new();
+        let mut room = MAX_TOLD_CHANGES;
         let (file, log) = (self.file, self.log);
         log.updates(file, entry, |update| {
             let (zero, file_offset, length) = match update {
@@ -188,14 +192,18 @@ impl Teller<'_> {
                 }
                 None => (LogTarget::Other, None),
             };
-            let bat_changes = match (update, target, bat) {
+            let mut bat_changes = match (update, target, bat) {
                 (Update::Data { sector, .. }, LogTarget::Bat, Some((bat, geometry))) => {
                     let first = file_offset.saturating_sub(bat.offset) / 8;
                     self.bat_changes(entry, file_offset, sector, first, &geometry)?
                 }
                 _ => Vec::new(),
             };
-            changes.push(LogChange { zero, file_offset, length, target, bat_changes });
+            let left_out = bat_changes.len().saturating_sub(room);
+            bat_changes.truncate(room);
+            room = room.saturating_sub(bat_changes.len());
+            let left_out = u64::try_from(left_out).unwrap_or(u64::MAX);
+            changes.push(LogChange { zero, file_offset, length, target, bat_changes, left_out });
             Ok(())
         })?;
         Ok(changes)

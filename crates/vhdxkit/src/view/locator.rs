@@ -111,10 +111,17 @@ fn parse(bytes: &[u8]) -> Result<ParentLocator, Malformed> {
     }
     let mut pairs: Vec<(String, String)> = Vec::new();
     let mut entries = rest.chunks_exact(size_of::<LocatorEntry>());
+    // Strings that share bytes would make a small item a large locator.
+    let mut left = bytes.len();
     for _ in 0..count {
         let raw = entries.next().ok_or(Malformed::Shape("its entries do not fit into it"))?;
         let entry =
             LocatorEntry::read_from_bytes(raw).map_err(|_| Malformed::Shape("short entry"))?;
+        let strings = usize::from(entry.key_length.get())
+            .saturating_add(usize::from(entry.value_length.get()));
+        left = left
+            .checked_sub(strings)
+            .ok_or(Malformed::Shape("its strings add up to more than it holds"))?;
         let key = text(bytes, entry.key_offset.get(), entry.key_length.get())?;
         let value = text(bytes, entry.value_offset.get(), entry.value_length.get())?;
         if pairs.iter().any(|(other, _)| *other == key) {
@@ -193,5 +200,24 @@ mod tests {
         }
         assert!(parse(&pairs(&[LINKAGE, LINKAGE])).is_err());
         assert!(parse(&pairs(&[])).is_err());
+    }
+
+    /// 256 pairs that all point at the same bytes made 48 MiB of a 1 MiB item.
+    #[test]
+    fn strings_that_share_their_bytes_are_refused() {
+        let long = "x".repeat(20_000);
+        let names: Vec<String> = (0..30).map(|number| format!("k{number}")).collect();
+        let list: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "v")).collect();
+        let mut bytes = pairs(&list);
+        let text = encode(&[("k", &long)]).unwrap();
+        let at = u32::try_from(bytes.len()).unwrap();
+        bytes.extend_from_slice(&text[text.len() - 40_000..]);
+        assert!(parse(&bytes).is_ok());
+        for pair in 0..30 {
+            let entry = 20 + pair * 12;
+            bytes[entry + 4..entry + 8].copy_from_slice(&at.to_le_bytes());
+            bytes[entry + 10..entry + 12].copy_from_slice(&40_000u16.to_le_bytes());
+        }
+        assert!(parse(&bytes).is_err());
     }
 }
