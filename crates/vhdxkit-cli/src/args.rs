@@ -82,7 +82,8 @@ Examples:
   vhdx convert disk.vhdx - | zstd > d.zst    a stream
 
 A dirty log is replayed in memory; the image is not changed. The copy appears under its name only
-when it is complete. Hyper-V refuses files that are sparse on NTFS; a raw copy may be sparse.")]
+when it is complete; a command that was killed may leave a `.vhdx-….partial` file beside it, which
+can be deleted. Hyper-V refuses files that are sparse on NTFS; a raw copy may be sparse.")]
     Convert(ConvertArgs),
     /// Compare what two disks show the guest. VHDX and raw, either way round.
     #[command(before_help = "\

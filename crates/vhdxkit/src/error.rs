@@ -60,8 +60,9 @@ pub struct Holder {
 pub(crate) enum Repr {
     #[error("{structure} at {place}: {defect}", structure = .0.structure(), place = place(.0), defect = .0)]
     Defect(Defect),
-    #[error("{action}{}: {source}", at_offset(*.offset))]
-    Io { action: &'static str, offset: Option<u64>, source: io::Error },
+    // The cause is part of the text, and so is no `source`: a chain of causes would tell it twice.
+    #[error("{action}{}: {cause}", at_offset(*.offset))]
+    Io { action: &'static str, offset: Option<u64>, cause: io::Error },
     #[error("the image is in use by {}", name_holders(.holders))]
     Locked { holders: Vec<Holder> },
     #[error(
@@ -80,8 +81,8 @@ pub(crate) enum Repr {
     ForeignWriter { at: u64, found: u64, expected: u64 },
     #[error("stopped on request")]
     Cancelled,
-    #[error("{}: {source}", .path.display())]
-    File { path: PathBuf, source: Error },
+    #[error("{}: {inner}", .path.display())]
+    File { path: PathBuf, inner: Error },
 }
 
 fn place(defect: &Defect) -> String {
@@ -112,11 +113,11 @@ impl Error {
     }
 
     pub(crate) fn io(action: &'static str, offset: u64, source: io::Error) -> Self {
-        Self::new(Repr::Io { action, offset: Some(offset), source })
+        Self::new(Repr::Io { action, offset: Some(offset), cause: source })
     }
 
     pub(crate) fn io_whole(action: &'static str, source: io::Error) -> Self {
-        Self::new(Repr::Io { action, offset: None, source })
+        Self::new(Repr::Io { action, offset: None, cause: source })
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -128,7 +129,7 @@ impl Error {
     }
 
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
-        Self::new(Repr::File { path: path.into(), source: self })
+        Self::new(Repr::File { path: path.into(), inner: self })
     }
 
     /// What sort of error this is.
@@ -144,7 +145,7 @@ impl Error {
             Repr::Limit(_) => ErrorKind::LimitExceeded,
             Repr::ForeignWriter { .. } => ErrorKind::ForeignWriter,
             Repr::Cancelled => ErrorKind::Cancelled,
-            Repr::File { source, .. } => source.kind(),
+            Repr::File { inner, .. } => inner.kind(),
         }
     }
 
@@ -153,7 +154,7 @@ impl Error {
     pub fn defect(&self) -> Option<&Defect> {
         match &*self.0 {
             Repr::Defect(defect) => Some(defect),
-            Repr::File { source, .. } => source.defect(),
+            Repr::File { inner, .. } => inner.defect(),
             _ => None,
         }
     }
@@ -162,8 +163,8 @@ impl Error {
     #[must_use]
     pub fn io_error(&self) -> Option<&io::Error> {
         match &*self.0 {
-            Repr::Io { source, .. } => Some(source),
-            Repr::File { source, .. } => source.io_error(),
+            Repr::Io { cause, .. } => Some(cause),
+            Repr::File { inner, .. } => inner.io_error(),
             _ => None,
         }
     }
@@ -173,7 +174,7 @@ impl Error {
     pub fn holders(&self) -> &[Holder] {
         match &*self.0 {
             Repr::Locked { holders } => holders,
-            Repr::File { source, .. } => source.holders(),
+            Repr::File { inner, .. } => inner.holders(),
             _ => &[],
         }
     }

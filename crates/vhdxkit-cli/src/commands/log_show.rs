@@ -125,6 +125,9 @@ impl<W: Write> Teller<'_, W> {
         }
         let what = match (told.entry.status, &told.entry.fault) {
             (EntryStatus::Active, _) => "TO BE APPLIED".to_owned(),
+            (EntryStatus::Superseded, _) if is_retired(log, info.sequence) => {
+                "already in place".to_owned()
+            }
             (EntryStatus::Superseded, _) => "superseded, not replayed".to_owned(),
             (EntryStatus::Foreign, _) => "history".to_owned(),
             (EntryStatus::Torn, Some(fault)) => format!("TORN, does not count: {fault}"),
@@ -197,6 +200,12 @@ impl<W: Write> Teller<'_, W> {
         }
         Ok(())
     }
+}
+
+/// Whether the newest entry says that this one of its session was in place before.
+fn is_retired(log: &Log, sequence: u64) -> bool {
+    let first = log.active().and_then(|active| active.entries().first());
+    first.is_some_and(|first| sequence < first.sequence)
 }
 
 fn state_name(raw: RawEntry) -> &'static str {

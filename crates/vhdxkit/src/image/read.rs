@@ -38,10 +38,10 @@ impl Image {
                 self.storage.read_exact_at(file_offset.saturating_add(within), buf)
             }
             Block::Partial { .. } => {
-                Err(parent_needed("reading a block that is partly the parent's"))
+                Err(parent_needed("part of this block lies in the disk's parent"))
             }
             Block::Absent(PayloadState::NotPresent) if self.geometry.is_differencing() => {
-                Err(parent_needed("reading a block that is the parent's"))
+                Err(parent_needed("this block lies in the disk's parent"))
             }
             Block::Absent(_) => {
                 buf.fill(0);
