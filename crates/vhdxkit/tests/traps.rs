@@ -189,6 +189,27 @@ fn replay_keeps_the_data_write_guid_and_leaves_two_complete_headers() {
     }
 }
 
+/// Data and zeros take effect in the order of the log, and zeros really are written.
+#[test]
+fn zero_descriptors_are_carried_out_in_order() {
+    let image = kit::Image::dynamic(16 * MIB).block(0, Contents::Pattern(1));
+    let (session, at) = (image.session(1), image.layout().payload_start);
+    let image = image
+        .dirty(session)
+        .log_entry(LogEntry::new().data(at, &[2; 4096]).data(at + 8192, &[2; 4096]))
+        .log_entry(LogEntry::new().zero(at, 16384).data(at + 4096, &[3; 4096]))
+        .log_entry(LogEntry::new().zero(at + 20480, 4096));
+    let bytes = image.build_vec();
+    let file = MemoryStorage::new(bytes.clone());
+    let report = replay_in_place(&file).unwrap().unwrap();
+    assert_eq!((report.sectors, report.zeroed), (3, 20480));
+    for (way, image) in [("in memory", open(bytes)), ("in place", open(file.to_vec()))] {
+        let seen = guest(&image.unwrap());
+        let first: Vec<u8> = seen.chunks(4096).take(7).map(|sector| sector[100]).collect();
+        assert_eq!(first, [0, 3, 0, 0, 1, 0, 1], "{way}");
+    }
+}
+
 /// Trap 10: without the interleaved sector bitmap entries every block beyond 4 GiB is another one's.
 #[test]
 fn blocks_beyond_4_gib_are_their_own() {

@@ -291,6 +291,40 @@ mod tests {
         assert_eq!(sequences(log(&[(0, entry(3, 0, 2)), (3, entry(4, 1, 1))])), None);
     }
 
+    /// The checksum is right in all of these: each field has to be judged for itself.
+    #[test]
+    fn every_field_of_an_entry_counts_even_under_a_right_checksum() {
+        let patched = |offset: usize, bytes: &[u8]| {
+            let mut entry = entry(9, 20, 2);
+            entry[offset..offset + bytes.len()].copy_from_slice(bytes);
+            let sum = crate::format::checksum::of_structure(&entry);
+            entry[4..8].copy_from_slice(&sum.to_le_bytes());
+            sequences(log(&[(20, entry)]))
+        };
+        assert_eq!(patched(56, &[0; 8]), Some((vec![9], 0)), "an innocent change");
+        for (what, offset, bytes) in [
+            ("entry length", 8, &[0, 0x40, 0, 0][..]),
+            ("entry length of no whole sector", 8, &[0, 0x31, 0, 0]),
+            ("tail of no whole sector", 12, &[1]),
+            ("tail beyond the log", 12, &[0, 0, 0x10]),
+            ("sequence number zero", 16, &[0]),
+            ("descriptor count", 24, &[1]),
+            ("descriptor count", 24, &[3]),
+            ("another session", 32, &[0x99]),
+            ("last file offset", 56, &[0xFF; 8]),
+            ("descriptor signature", 64, b"desk"),
+            ("descriptor offset of no whole sector", 64 + 16, &[1]),
+            ("descriptor sequence", 64 + 24, &[8]),
+            ("second descriptor's sequence", 96 + 24, &[8]),
+            ("data signature", 4096, b"Data"),
+            ("sequence high", 4096 + 4, &[1]),
+            ("sequence low", 8192 - 4, &[8]),
+            ("sequence low of the last sector", 3 * 4096 - 4, &[8]),
+        ] {
+            assert_eq!(patched(offset, bytes), None, "{what}");
+        }
+    }
+
     /// Trap 2: descriptors beyond the first 126 stand in sectors without a header.
     #[test]
     fn descriptors_fill_further_sectors() {
