@@ -134,9 +134,40 @@ mod tests {
         assert_eq!(bat.frames.len() * PAGE, MAX_CACHED_BAT_BYTES);
     }
 
-    /// Two pages fight for one frame while four threads read: nobody may see the other's entry.
+    /// A frame is refilled all the time while others read it: nobody may see an entry of one page
+    /// under the tag of the other.
     #[test]
     fn readers_never_see_an_entry_of_another_page() {
+        let frame = Frame::default();
+        let filling = std::sync::atomic::AtomicBool::new(true);
+        let pages = [[1u8; PAGE], [2u8; PAGE]];
+        let value = |page: u64| u64::from_le_bytes([page as u8 + 1; 8]);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut seen = 0u64;
+                    while filling.load(Ordering::Relaxed) || seen == 0 {
+                        for page in 0..2 {
+                            for slot in [0, 255, 511] {
+                                if let Some(raw) = frame.load(page, slot) {
+                                    assert_eq!(raw.0, value(page));
+                                    seen += 1;
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+            for round in 0..30_000u64 {
+                frame.store(round % 2, &pages[(round % 2) as usize]);
+            }
+            filling.store(false, Ordering::Relaxed);
+        });
+    }
+
+    /// The same through the whole table: two pages, one frame, four threads.
+    #[test]
+    fn a_table_with_too_little_memory_is_still_right() {
         let bat = Bat::with_memory(table(2), 0, 1024, PAGE);
         std::thread::scope(|scope| {
             for thread in 0..4u64 {
