@@ -68,6 +68,20 @@ fn a_crashed_image_converts_in_memory_and_in_place_to_the_same_bytes() {
     assert_eq!(info["log"]["state"], "clean");
 }
 
+/// Hyper-V's change tracking does not see what we write: whoever has it must be told.
+#[test]
+fn writing_beside_change_tracking_files_warns() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let tracking = format!("{image}.rct");
+    std::fs::write(&tracking, "").unwrap();
+    let output = Run::command(&["log", "replay", "--json", &image]).output().unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&tracking));
+    let report = json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!(report["change_tracking"], Value::Array(vec![tracking.into()]));
+}
+
 #[test]
 fn a_stream_carries_the_same_bytes_as_a_file() {
     let dir = Workdir::new();

@@ -12,7 +12,7 @@ use crate::format::{HEADER_SECTION_LENGTH, MIB};
 use crate::image::{DirtyLog, Recovered, read_image_parts};
 use crate::log::{EntryStatus, LogState};
 use crate::map::{Block, EntryRules, walk};
-use crate::storage::{FileStorage, OpenMode, Storage, StorageExt, beside_image};
+use crate::storage::{FileStorage, OpenMode, Storage, StorageExt, change_tracking_beside};
 use crate::view::geometry::{BatSlot, Geometry};
 use crate::view::regions::RegionMap;
 
@@ -41,7 +41,7 @@ pub fn check_file(
     let named = |e: crate::Error| e.in_file(path);
     let file = FileStorage::open(path, OpenMode::ReadOnly { force_share }).map_err(named)?;
     let mut findings = check(Arc::new(file), progress).map_err(named)?;
-    for neighbour in beside_image(path) {
+    for neighbour in change_tracking_beside(path) {
         findings.report(Defect::ChangeTracking { path: neighbour.display().to_string() })?;
     }
     Ok(findings)

@@ -229,7 +229,8 @@ fn has_lock(info: &Path) -> bool {
 
 /// Existing files beside an image in which Hyper-V tracks what changed. Writing to the image
 /// without Hyper-V makes them wrong.
-pub(crate) fn beside_image(path: &Path) -> Vec<PathBuf> {
+#[must_use]
+pub fn change_tracking_beside(path: &Path) -> Vec<PathBuf> {
     let mut candidates = BTreeSet::new();
     for extension in ["rct", "mrt"] {
         let mut name = OsString::from(path);

@@ -16,11 +16,11 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 
 pub use file::{FileStorage, OpenMode};
+pub use locks::change_tracking_beside;
 pub use memory::MemoryStorage;
 pub use overlay::{Overlay, Patched};
 
 pub(crate) use extents::DataRuns;
-pub(crate) use locks::beside_image;
 
 /// A random-access medium of bytes.
 ///

@@ -119,8 +119,8 @@ fn change_tracking_files_beside_the_image_are_found() {
         std::fs::write(path(name), b"").unwrap();
     }
     std::fs::create_dir(path("b.vhdx.mrt")).unwrap();
-    assert_eq!(beside_image(&path("a.vhdx")), [path("a.mrt"), path("a.vhdx.rct")]);
-    assert_eq!(beside_image(&path("b.vhdx")), [] as [PathBuf; 0]);
-    assert_eq!(beside_image(&path("c.rct")), [] as [PathBuf; 0]);
-    assert_eq!(beside_image(&path("c")), [path("c.rct")]);
+    assert_eq!(change_tracking_beside(&path("a.vhdx")), [path("a.mrt"), path("a.vhdx.rct")]);
+    assert_eq!(change_tracking_beside(&path("b.vhdx")), [] as [PathBuf; 0]);
+    assert_eq!(change_tracking_beside(&path("c.rct")), [] as [PathBuf; 0]);
+    assert_eq!(change_tracking_beside(&path("c")), [path("c.rct")]);
 }
