@@ -47,6 +47,12 @@ impl Findings {
         }
     }
 
+    /// Counts further findings of a kind that is already listed in full.
+    pub(crate) fn count_more(&mut self, code: &'static str, more: usize) {
+        let seen = self.per_code.entry(code).or_default();
+        *seen = seen.saturating_add(more);
+    }
+
     /// What was found, in the order of reading.
     #[must_use]
     pub fn list(&self) -> &[Defect] {

@@ -318,3 +318,19 @@ fn locators_as_windows_writes_them_are_accepted() {
     let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
     assert!(!findings.has_problems(), "{:?}", findings.list());
 }
+
+/// V30, and its bound: a table whose every entry names the same place is judged in one more sweep.
+#[test]
+fn overlaps_name_both_owners_and_are_counted() {
+    let image = kit::Image::dynamic(64 * MIB).block(0, Contents::Pattern(1));
+    let layout = image.layout();
+    let place = layout.blocks[&0] | 6;
+    let image = (1..60).fold(image, |image, block| image.bat_entry(layout.bat_index(block), place));
+    let image = image.bat_entry(layout.bat_index(63), layout.bat_offset | 6);
+    let findings = check(Arc::new(MemoryStorage::new(image.build_vec())), &mut ()).unwrap();
+    let overlaps: Vec<String> =
+        findings.list().iter().filter(|f| f.code() == "V30").map(ToString::to_string).collect();
+    assert_eq!(overlaps.len(), 20);
+    assert!(overlaps[0].contains("block 1 ") && overlaps[0].contains("block 0"), "{}", overlaps[0]);
+    assert_eq!(findings.left_out().collect::<Vec<_>>(), [("V30", 40)]);
+}

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::bat::SECTOR_BITMAP_BLOCK;
-use crate::format::limits::MAX_FILE_OFFSET;
+use crate::format::limits::{MAX_FILE_OFFSET, MAX_FINDINGS_PER_CODE};
 use crate::format::{HEADER_SECTION_LENGTH, MIB};
 use crate::image::{DirtyLog, Recovered, read_image_parts};
 use crate::log::{EntryStatus, LogState};
@@ -144,7 +144,7 @@ fn check_bat(
 ) -> Result<()> {
     let geometry = rules.geometry;
     let entries = entries_at_hand(&geometry, regions);
-    let mut clashes = Vec::new();
+    let mut clashes = Clashes::default();
     walk(storage, rules.bat_offset, entries, &mut |stretch| {
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
             let (place, length) = match geometry.slot(index) {
@@ -167,9 +167,10 @@ fn check_bat(
                 },
                 BatSlot::Padding => continue,
             };
-            let clash = place.and_then(|place| space.claim(place, length).map(|at| (place, at)));
-            if let Some((place, at)) = clash.filter(|_| clashes.len() < 1024) {
-                clashes.push(Clash { index, place, length, at });
+            if let Some(place) = place
+                && let Some(at) = space.claim(place, length)
+            {
+                clashes.note(Clash { index, place, length, at });
             }
         }
         let bytes = match &stretch {
@@ -188,6 +189,23 @@ fn entries_at_hand(geometry: &Geometry, regions: &RegionMap) -> u64 {
     geometry.bat_entries().min(u64::from(regions.bat().length) / 8)
 }
 
+/// The first clashes, as many as are listed, and the number of the rest: naming the other owner costs
+/// a look at every entry for every clash.
+#[derive(Default)]
+struct Clashes {
+    listed: Vec<Clash>,
+    more: usize,
+}
+
+impl Clashes {
+    fn note(&mut self, clash: Clash) {
+        match self.listed.len() < MAX_FINDINGS_PER_CODE {
+            true => self.listed.push(clash),
+            false => self.more = self.more.saturating_add(1),
+        }
+    }
+}
+
 /// A BAT entry whose space was taken already.
 struct Clash {
     index: u64,
@@ -202,9 +220,10 @@ fn report_clashes(
     rules: EntryRules,
     regions: &RegionMap,
     entries: u64,
-    clashes: &[Clash],
+    clashes: &Clashes,
     findings: &mut Findings,
 ) -> Result<()> {
+    let Clashes { listed: clashes, more } = clashes;
     if clashes.is_empty() {
         return Ok(());
     }
@@ -241,6 +260,7 @@ fn report_clashes(
             with: other.unwrap_or_else(|| "the log".to_owned()),
         })?;
     }
+    findings.count_more("V30", *more);
     Ok(())
 }
 
