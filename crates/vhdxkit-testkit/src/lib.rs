@@ -15,6 +15,7 @@
 //!
 //! Panics are its error handling.
 
+mod build;
 mod expected;
 mod image;
 mod layout;
