@@ -1,6 +1,7 @@
 //! What the tests share: the team's folder, other programs, media that count.
 #![allow(dead_code)]
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,9 +30,28 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// Unpacks an image of the team's folder; `None`, visibly, where that is not there.
+pub(crate) fn unpack(packed: &str, into: &Path) -> Option<PathBuf> {
+    let source = File::open(shared(&format!("data/{packed}"))?).unwrap();
+    let (name, extension) = packed.rsplit_once('.').unwrap();
+    let target = into.join(name);
+    let mut file = File::create(&target).unwrap();
+    match extension {
+        "gz" => io::copy(&mut flate2::read::MultiGzDecoder::new(source), &mut file).unwrap(),
+        "bz2" => io::copy(&mut bzip2::read::MultiBzDecoder::new(source), &mut file).unwrap(),
+        other => panic!("{packed}: what is {other}?"),
+    };
+    Some(target)
+}
+
 /// Whether a program can be started; says so where not.
 pub(crate) fn have(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
+    have_with(program, "--version")
+}
+
+/// [`have`] for a program that tells its version in another way.
+pub(crate) fn have_with(program: &str, option: &str) -> bool {
+    let found = Command::new(program).arg(option).output().is_ok();
     if !found {
         eprintln!("skipped: {program} is not installed");
     }
@@ -45,6 +65,17 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {text}{errors}");
     text
+}
+
+/// Names the case when anything in its scope panics, helpers included.
+pub(crate) struct NamedOnFailure(pub(crate) String);
+
+impl Drop for NamedOnFailure {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with {}", self.0);
+        }
+    }
 }
 
 /// Opens an image on any medium.
