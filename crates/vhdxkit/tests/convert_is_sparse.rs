@@ -209,6 +209,31 @@ fn a_damaged_block_fails_the_copy_and_is_named() {
     }
 }
 
+/// A medium that fails in the middle of a block: the error names the place in the file.
+#[test]
+fn a_read_that_fails_fails_the_copy_and_the_comparison() {
+    let built =
+        Built::dynamic(8 * MIB).block(0, Contents::Pattern(1)).block(5, Contents::Pattern(5));
+    let at = built.layout().blocks[&5] + (300 << 10);
+    let bad = || {
+        let file = MemoryStorage::new(built.build_vec());
+        common::open(Counting::with_bad_spot(file, at..at + 1)).unwrap()
+    };
+    let mut stream = Vec::new();
+    let failures = [
+        to_storage(&bad(), &MemoryStorage::default(), Target::Empty, &mut ()).unwrap_err(),
+        to_stream(&bad(), &mut stream, &mut ()).unwrap_err(),
+        compare(&Disk::Vhdx(Box::new(bad())), &disk_of(&built), &mut ()).unwrap_err(),
+        compare(&disk_of(&built), &Disk::Vhdx(Box::new(bad())), &mut ()).unwrap_err(),
+    ];
+    for error in failures {
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        assert!(error.to_string().contains("file offset"), "{error}");
+        assert!(error.io_error().is_some_and(|cause| cause.to_string() == "bad spot"), "{error}");
+    }
+    assert!(stream == built.expected_guest()[..stream.len()], "not the guest's bytes");
+}
+
 fn disk_of(built: &Built) -> Disk {
     let image: Image = common::open(MemoryStorage::new(built.build_vec())).unwrap();
     Disk::Vhdx(Box::new(image))

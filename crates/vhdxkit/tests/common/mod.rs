@@ -83,15 +83,21 @@ pub(crate) fn open(storage: impl Storage + 'static) -> vhdxkit::Result<Image> {
     OpenOptions::new().open_storage(Arc::new(storage))
 }
 
-/// A medium that counts what is read of another one.
+/// A medium that counts what is read of another one, and may have a bad spot.
 pub(crate) struct Counting<S> {
     pub(crate) inner: S,
     pub(crate) read: AtomicU64,
+    bad: Range<u64>,
 }
 
 impl<S> Counting<S> {
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, read: AtomicU64::new(0) }
+        Self::with_bad_spot(inner, 0..0)
+    }
+
+    /// Reads that touch `bad` fail.
+    pub(crate) fn with_bad_spot(inner: S, bad: Range<u64>) -> Self {
+        Self { inner, read: AtomicU64::new(0), bad }
     }
 
     /// Bytes read so far.
@@ -102,6 +108,9 @@ impl<S> Counting<S> {
 
 impl<S: Storage> Storage for Counting<S> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        if offset < self.bad.end && self.bad.start < offset + buf.len() as u64 {
+            return Err(io::Error::other("bad spot"));
+        }
         let read = self.inner.read_at(offset, buf)?;
         self.read.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
