@@ -3,6 +3,9 @@
 //! Such a disk has chunks eight times as large (32 GiB), so that a reader which takes the chunk of
 //! 512-byte sectors for granted is right on a small disk and wrong on a large one.
 
+// Programs that mount need a Unix.
+#![cfg(unix)]
+
 mod common;
 
 use std::fs::File;
