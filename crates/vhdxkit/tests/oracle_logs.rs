@@ -61,6 +61,7 @@ fn judge_row(oracle: &Path, name: &str, arguments: &[String]) {
         at += a;
     }
     drop(file);
+    assert!(std::fs::read(&path).unwrap() == before, "{name}: reading changed the file");
     std::fs::copy(path.with_extension("vhdx.expect"), copy.with_extension("vhdx.expect")).unwrap();
     let verdict = Command::new("python3").arg(oracle).arg("check").arg(&copy).output().unwrap();
     let verdict = String::from_utf8_lossy(&verdict.stdout).into_owned();

@@ -1,6 +1,7 @@
 //! What the tests share: the team's folder, other programs, media that count.
 #![allow(dead_code)]
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,15 @@ use vhdxkit::storage::Storage;
 use vhdxkit::{Image, OpenOptions};
 
 /// A file of the team's folder beside the repository; `None`, visibly, where that is not there.
+///
+/// A checkout elsewhere (a worktree) names the folder in `VHDXKIT_SHARED`. Whoever does that wants
+/// the tests to run: then a missing file fails, because a skipped test looks like a good one.
 pub(crate) fn shared(name: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("VHDXKIT_SHARED") {
+        let path = Path::new(&folder).join(name);
+        assert!(path.exists(), "VHDXKIT_SHARED is set, and {name} is not in it");
+        return Some(path);
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(name);
     if path.exists() {
         return Some(path);
@@ -21,9 +30,28 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// Unpacks an image of the team's folder; `None`, visibly, where that is not there.
+pub(crate) fn unpack(packed: &str, into: &Path) -> Option<PathBuf> {
+    let source = File::open(shared(&format!("data/{packed}"))?).unwrap();
+    let (name, extension) = packed.rsplit_once('.').unwrap();
+    let target = into.join(name);
+    let mut file = File::create(&target).unwrap();
+    match extension {
+        "gz" => io::copy(&mut flate2::read::MultiGzDecoder::new(source), &mut file).unwrap(),
+        "bz2" => io::copy(&mut bzip2::read::MultiBzDecoder::new(source), &mut file).unwrap(),
+        other => panic!("{packed}: what is {other}?"),
+    };
+    Some(target)
+}
+
 /// Whether a program can be started; says so where not.
 pub(crate) fn have(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
+    have_with(program, "--version")
+}
+
+/// [`have`] for a program that tells its version in another way.
+pub(crate) fn have_with(program: &str, option: &str) -> bool {
+    let found = Command::new(program).arg(option).output().is_ok();
     if !found {
         eprintln!("skipped: {program} is not installed");
     }
@@ -39,20 +67,37 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     text
 }
 
+/// Names the case when anything in its scope panics, helpers included.
+pub(crate) struct NamedOnFailure(pub(crate) String);
+
+impl Drop for NamedOnFailure {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with {}", self.0);
+        }
+    }
+}
+
 /// Opens an image on any medium.
 pub(crate) fn open(storage: impl Storage + 'static) -> vhdxkit::Result<Image> {
     OpenOptions::new().open_storage(Arc::new(storage))
 }
 
-/// A medium that counts what is read of another one.
+/// A medium that counts what is read of another one, and may have a bad spot.
 pub(crate) struct Counting<S> {
     pub(crate) inner: S,
     pub(crate) read: AtomicU64,
+    bad: Range<u64>,
 }
 
 impl<S> Counting<S> {
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, read: AtomicU64::new(0) }
+        Self::with_bad_spot(inner, 0..0)
+    }
+
+    /// Reads that touch `bad` fail.
+    pub(crate) fn with_bad_spot(inner: S, bad: Range<u64>) -> Self {
+        Self { inner, read: AtomicU64::new(0), bad }
     }
 
     /// Bytes read so far.
@@ -63,6 +108,9 @@ impl<S> Counting<S> {
 
 impl<S: Storage> Storage for Counting<S> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        if offset < self.bad.end && self.bad.start < offset + buf.len() as u64 {
+            return Err(io::Error::other("bad spot"));
+        }
         let read = self.inner.read_at(offset, buf)?;
         self.read.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
