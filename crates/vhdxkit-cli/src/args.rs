@@ -1,11 +1,12 @@
 //! The command line. Completions and man pages are made from this definition too.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use vhdxkit::OpenOptions;
+use vhdxkit::defect::Severity;
 use vhdxkit::ops::disk::DiskFormat;
+use vhdxkit::{Image, OpenOptions};
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -62,7 +63,7 @@ Examples:
 Examples:
   vhdx map disk.vhdx
   vhdx map --json child.avhdx | jq '.[] | select(.state == \"data\")'")]
-    Map(ImageArgs),
+    Map(MapArgs),
     /// Decode the structures of the file, with their offsets.
     #[command(before_help = "\
 Examples:
@@ -167,10 +168,36 @@ pub(crate) struct OpenArgs {
     pub(crate) force_share: bool,
 }
 
-impl OpenArgs {
+/// How to open an image whose contents are read.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ContentsArgs {
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+    /// Read the file as it lies on disk when its log cannot be replayed. The last changes may be
+    /// missing or half done.
+    #[arg(long)]
+    pub(crate) without_log: bool,
+}
+
+impl ContentsArgs {
     /// The library's options.
     pub(crate) fn options(self) -> OpenOptions {
-        OpenOptions::new().force_share(self.force_share)
+        OpenOptions::new().force_share(self.open.force_share).without_log(self.without_log)
+    }
+
+    /// Opens an image; what was accepted on the user's word is said.
+    pub(crate) fn open(self, path: &Path) -> vhdxkit::Result<Image> {
+        let image = self.options().open(path)?;
+        warn(path, &image);
+        Ok(image)
+    }
+}
+
+/// Says on stderr what was accepted although it is an error.
+pub(crate) fn warn(path: &Path, image: &Image) {
+    let errors = image.findings().list().iter().filter(|f| f.severity() == Severity::Error);
+    for error in errors {
+        eprintln!("warning: {}: read without its log: {error}", path.display());
     }
 }
 
@@ -221,6 +248,15 @@ pub(crate) struct ExtractArgs {
     pub(crate) force: bool,
 }
 
+/// Arguments of `map`.
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// The VHDX file.
+    pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: ContentsArgs,
+}
+
 /// Arguments of `dump`.
 #[derive(Debug, Args)]
 pub(crate) struct DumpArgs {
@@ -248,8 +284,10 @@ pub(crate) enum DumpWhat {
 /// Arguments of `read`.
 #[derive(Debug, Args)]
 pub(crate) struct ReadArgs {
+    /// The VHDX file.
+    pub(crate) image: PathBuf,
     #[command(flatten)]
-    pub(crate) image: ImageArgs,
+    pub(crate) open: ContentsArgs,
     /// First byte: a multiple of the disk's logical sector size.
     #[arg(long, default_value = "0", value_parser = parse_size)]
     pub(crate) offset: u64,
@@ -272,7 +310,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: ContentsArgs,
 }
 
 /// Formats that `convert` writes.
@@ -296,7 +334,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format_b: Option<FormatName>,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: ContentsArgs,
 }
 
 /// Formats that can be read.

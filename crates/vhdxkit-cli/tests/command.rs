@@ -274,6 +274,33 @@ fn failures_say_what_where_and_what_was_not_touched() {
     vhdx(&["read", &dir.copy("crashed.vhdx"), "--offset", "1T"]).fails_with(1);
 }
 
+/// A log that cannot be replayed: reading takes the user's word, and says so.
+#[test]
+fn an_image_with_an_invalid_log_is_read_only_on_the_users_word() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[1 << 20..2 << 20].fill(0); // the whole ring, as a QEMU that was killed early leaves it
+    std::fs::write(&image, &bytes).unwrap();
+    let before = dir.fingerprint(&image);
+    let raw = dir.path("disk.raw");
+    let text = vhdx(&["convert", &image, &raw]).fails_with(1);
+    assert!(text.contains("--without-log") && text.contains("no entry of it"), "{text}");
+    assert_eq!(json(&vhdx(&["info", "--json", &image]).succeeds())["log"]["state"], "invalid");
+    vhdx(&["log", "replay", &image]).fails_with(1);
+
+    let output = Run::command(&["convert", "--without-log", &image, &raw]).output().unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("read without its log"));
+    vhdx(&["compare", "--without-log", &image, &raw]).succeeds();
+    assert_eq!(dir.fingerprint(&image), before, "the image was changed");
+
+    // Where the log can be replayed the option changes nothing.
+    let crashed = dir.copy("crashed.vhdx");
+    let read = |arguments: &[&str]| vhdx(arguments).succeeds_with_bytes();
+    assert_eq!(read(&["read", "--without-log", &crashed]), read(&["read", &crashed]));
+}
+
 #[test]
 fn wrong_usage_exits_with_2() {
     for arguments in [&["frobnicate"][..], &["info"], &["read", "x", "--offset", "1.5Q"]] {

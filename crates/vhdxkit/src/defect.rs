@@ -120,7 +120,8 @@ pub enum CopyFault {
 
 macro_rules! defects {
     ($( $(#[$doc:meta])* $name:ident { $($field:ident : $ty:ty),* $(,)? }
-        => $code:literal, $severity:expr, $structure:literal, $offset:expr, $repair:expr, $message:literal;)*) => {
+        => $code:literal, $severity:expr, $structure:literal, $offset:expr, $repair:expr,
+            $message:literal $(, $argument:ident = $value:expr)?;)*) => {
         /// One thing that is wrong, with the offending value and where it stands.
         ///
         /// `at` fields are file offsets of the field in question.
@@ -128,7 +129,7 @@ macro_rules! defects {
         #[non_exhaustive]
         #[allow(missing_docs)]
         pub enum Defect {
-            $( $(#[$doc])* #[error($message)] $name { $($field: $ty),* }, )*
+            $( $(#[$doc])* #[error($message $(, $argument = $value)?)] $name { $($field: $ty),* }, )*
         }
 
         impl Defect {
@@ -168,6 +169,14 @@ macro_rules! defects {
     };
 }
 
+/// What is known of the changes of a log without an active sequence.
+fn lost(valid: &u64, torn: &u64) -> String {
+    match (valid, torn) {
+        (0, 0) => "no entry of it was ever written (QEMU, when killed, leaves this): most likely the file is complete without it, but nothing proves that".to_owned(),
+        _ => format!("no complete sequence of entries belongs to it ({valid} valid, {torn} torn): what the last writer meant to change is lost"),
+    }
+}
+
 const HEAL_HEADER: Option<&str> = Some("rewrite this copy from the current header");
 
 defects! {
@@ -198,7 +207,7 @@ defects! {
     // ---- log
     NoActiveSequence { at: u64, guid: Guid, valid: u64, torn: u64 } => "V8", Error, "log", Some(*at),
         Some("discard the log, after a full check of what the file holds without it"),
-        "the header names the log {guid}, but no complete sequence of entries belongs to it ({valid} valid entries, {torn} torn): what the last writer meant to change is lost";
+        "the header names the log {guid}, but {what}", what = lost(valid, torn);
     Truncated { at: u64, flushed: u64, file_size: u64 } => "V9", Error, "log", Some(*at),
         Some("extend the file with zeros and report the blocks that were lost"),
         "the file was cut off: it has {file_size} bytes, the log says that {flushed} were stable on disk";

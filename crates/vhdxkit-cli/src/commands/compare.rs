@@ -8,14 +8,19 @@ use vhdxkit::ops::compare::compare;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
 
 use super::Context;
-use crate::args::CompareArgs;
+use crate::args::{CompareArgs, warn};
 use crate::console::{Bar, print_json, size, stop_on_signal};
 use crate::failure::exit;
 
 pub(crate) fn run(args: &CompareArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let share = args.open.force_share;
-    let a = Disk::open(&args.a, args.format_a.map(DiskFormat::from), share)?;
-    let b = Disk::open(&args.b, args.format_b.map(DiskFormat::from), share)?;
+    let options = args.open.options();
+    let a = Disk::open_with(&args.a, args.format_a.map(DiskFormat::from), options)?;
+    let b = Disk::open_with(&args.b, args.format_b.map(DiskFormat::from), options)?;
+    for (path, disk) in [(&args.a, &a), (&args.b, &b)] {
+        if let Disk::Vhdx(image) = disk {
+            warn(path, image);
+        }
+    }
     stop_on_signal();
     let mut bar = Bar::new("comparing", a.size().min(b.size()), context.quiet);
     let result = compare(&a, &b, &mut bar)?;

@@ -21,7 +21,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     require_raw(args)?;
     let to_stdout = args.target.as_os_str() == "-";
     let existing = if to_stdout { None } else { judge_target(args)? };
-    let image = args.open.options().open(&args.source)?;
+    let image = args.open.open(&args.source)?;
     stop_on_signal();
     let mut bar = Bar::new("converting", image.virtual_size(), context.quiet);
     let failed = || format!("cannot convert {}", args.source.display());

@@ -7,10 +7,10 @@ use serde_json::json;
 use vhdxkit::{Extent, Image};
 
 use super::Context;
-use crate::args::ImageArgs;
+use crate::args::MapArgs;
 
-pub(crate) fn run(args: &ImageArgs, context: Context) -> anyhow::Result<()> {
-    let image = args.open.options().open(&args.image)?;
+pub(crate) fn run(args: &MapArgs, context: Context) -> anyhow::Result<()> {
+    let image = args.open.open(&args.image)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let printed =
         if context.json { print_json(&image, &mut out) } else { print_text(&image, &mut out) };

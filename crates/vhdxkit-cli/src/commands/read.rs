@@ -9,7 +9,7 @@ use crate::args::ReadArgs;
 const CHUNK: u64 = 256 << 10;
 
 pub(crate) fn run(args: &ReadArgs) -> anyhow::Result<()> {
-    let image = args.image.open.options().open(&args.image.image)?;
+    let image = args.open.open(&args.image)?;
     let sector = u64::from(image.geometry().logical_sector_size());
     let size = image.virtual_size();
     let length = args.length.unwrap_or_else(|| size.saturating_sub(args.offset));
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &ReadArgs) -> anyhow::Result<()> {
         let piece = &mut buf[..now as usize];
         image
             .read_at(at, piece)
-            .with_context(|| format!("cannot read {}", args.image.image.display()))?;
+            .with_context(|| format!("cannot read {}", args.image.display()))?;
         out.write_all(piece)?;
         at += now;
     }

@@ -30,6 +30,7 @@ use super::Image;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions {
     force_share: bool,
+    without_log: bool,
 }
 
 impl OpenOptions {
@@ -47,6 +48,17 @@ impl OpenOptions {
         self
     }
 
+    /// Accepts a log that cannot be replayed (no active sequence, or the file was cut off), and reads
+    /// the file as it lies on disk. A log that can be replayed is replayed all the same.
+    ///
+    /// What the last writer changed may then be missing or half done, and nothing says where; the
+    /// format forbids it, so it takes the user's word. [`Image::findings`] says what was accepted.
+    #[must_use]
+    pub fn without_log(mut self, yes: bool) -> Self {
+        self.without_log = yes;
+        self
+    }
+
     /// Opens the file at `path`.
     ///
     /// # Errors
@@ -59,12 +71,17 @@ impl OpenOptions {
             .map_err(|e| e.in_file(path))
     }
 
+    pub(crate) fn shares(self) -> bool {
+        self.force_share
+    }
+
     /// Opens an image that lies on any storage.
     ///
     /// # Errors
     /// As [`Image::open`], but for locks, which are the storage's affair.
     pub fn open_storage(&self, file: Arc<dyn Storage>) -> Result<Image> {
-        open(file, DirtyLog::MustReplay)
+        let policy = if self.without_log { DirtyLog::MayBeInvalid } else { DirtyLog::MustReplay };
+        open(file, policy)
     }
 }
 
@@ -73,7 +90,7 @@ impl OpenOptions {
 pub(crate) enum DirtyLog {
     /// Refuse: what lies behind the log cannot be trusted.
     MustReplay,
-    /// Look at the file as it lies on disk. For telling people about it, never for its contents.
+    /// Look at the file as it lies on disk: for telling people about it, or on the user's word.
     MayBeInvalid,
 }
 

@@ -59,6 +59,19 @@ impl Disk {
     /// # Errors
     /// As [`Image::open`].
     pub fn open(path: &Path, format: Option<DiskFormat>, force_share: bool) -> Result<Self> {
+        Self::open_with(path, format, OpenOptions::new().force_share(force_share))
+    }
+
+    /// [`open`](Self::open) with all options.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open_with(
+        path: &Path,
+        format: Option<DiskFormat>,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let force_share = options.shares();
         let open = || {
             let format = match format {
                 Some(format) => format,
@@ -67,7 +80,7 @@ impl Disk {
             let file = FileStorage::open(path, OpenMode::ReadOnly { force_share })?;
             match format {
                 DiskFormat::Vhdx => {
-                    let image = OpenOptions::new().open_storage(Arc::new(file))?;
+                    let image = options.open_storage(Arc::new(file))?;
                     Ok(Self::Vhdx(Box::new(image)))
                 }
                 DiskFormat::Raw => {
