@@ -8,6 +8,7 @@
 pub mod bat;
 pub mod checksum;
 pub mod guid;
+mod guid_source;
 pub mod header;
 pub mod identifier;
 pub mod limits;
@@ -17,6 +18,7 @@ pub mod metadata;
 pub mod region;
 
 pub use guid::Guid;
+pub use guid_source::GuidSource;
 
 /// One kibibyte.
 pub const KIB: u64 = 1 << 10;

@@ -3,8 +3,10 @@
 //! `open` goes from bytes to an [`Image`] in the only order the format allows, `read` serves guest
 //! bytes, `extents` tells where they lie, `cursor` adapts to [`std::io::Read`].
 
+mod create;
 mod cursor;
 mod extents;
+mod layout;
 mod open;
 mod read;
 
@@ -22,6 +24,7 @@ use crate::view::locator::ParentLocator;
 use crate::view::metadata::MetadataTable;
 use crate::view::regions::RegionMap;
 
+pub use create::CreateOptions;
 pub use cursor::Cursor;
 pub use extents::{Extent, ExtentState, Extents};
 pub use open::OpenOptions;

@@ -10,6 +10,7 @@
 
 mod encode;
 mod entry;
+mod headers;
 mod replay;
 mod ring;
 mod scan;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::defect::{Defect, EntryFault};
 use crate::findings::Findings;
-use crate::format::Guid;
+use crate::format::{Guid, GuidSource};
 use crate::storage::{Overlay, Patched, Storage, StorageExt};
 use crate::view::headers::{HeaderPair, LogPlace};
 use crate::{Error, format};
@@ -279,6 +280,26 @@ impl Log {
         }
     }
 
+    /// Replays into the file itself; without anything to replay nothing is written. Gives the headers
+    /// as they then are.
+    ///
+    /// # Errors
+    /// As [`replay_in_place`].
+    pub(crate) fn replay_into_file(
+        &self,
+        storage: &dyn Storage,
+        headers: HeaderPair,
+        guids: &GuidSource,
+    ) -> Result<(HeaderPair, Option<ReplayReport>)> {
+        self.judge(storage.length()?)?;
+        let (Some(active), Some(place)) = (&self.active, self.place) else {
+            return Ok((headers, None));
+        };
+        let ring = Ring::new(storage, place);
+        let (headers, report) = replay::replay_in_place(storage, headers, ring, active, guids)?;
+        Ok((headers, Some(report)))
+    }
+
     /// Replays into memory: the result shows the file as it would be, and the file is not touched.
     /// Without anything to replay that is the file itself.
     ///
@@ -305,9 +326,6 @@ impl Log {
 pub fn replay_in_place(storage: &dyn Storage) -> Result<Option<ReplayReport>> {
     let headers = HeaderPair::read(storage, &mut Findings::strict())?;
     let log = Log::read_pending(storage, &headers)?;
-    log.judge(storage.length()?)?;
-    let (Some(active), Some(place)) = (&log.active, log.place) else { return Ok(None) };
-    let ring = Ring::new(storage, place);
-    let (_, report) = replay::replay_in_place(storage, headers, ring, active)?;
-    Ok(Some(report))
+    let replayed = log.replay_into_file(storage, headers, &GuidSource::random())?;
+    Ok(replayed.1)
 }

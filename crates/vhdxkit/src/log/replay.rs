@@ -20,16 +20,15 @@
 //! stands for, and children are linked by it.
 
 use crate::defect::Defect;
-use crate::error::Repr;
-use crate::format::header::Header;
 use crate::format::log::{DATA_SECTOR_SIGNATURE, DataSector, ENTRY_HEADER_LENGTH};
-use crate::format::{Guid, LOG_SECTOR, LOG_SECTOR_LEN};
+use crate::format::{Guid, GuidSource, LOG_SECTOR, LOG_SECTOR_LEN};
 use crate::storage::{Storage, StorageExt};
-use crate::view::headers::{HeaderPair, sequence_on_disk};
+use crate::view::headers::HeaderPair;
 use crate::{Error, Result};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::entry::{Descriptor, EntryInfo};
+use super::headers::{HeaderWriter, sync};
 use super::ring::Ring;
 use super::scan::ActiveSequence;
 
@@ -218,48 +217,22 @@ pub(crate) fn replay_in_place(
     headers: HeaderPair,
     ring: Ring<'_>,
     active: &ActiveSequence,
+    guids: &GuidSource,
 ) -> Result<(HeaderPair, ReplayReport)> {
     judge_length(ring, active, storage.length()?)?;
+    let mut headers = HeaderWriter::new(headers);
     // Three headers will be written. To find that out at the last one would be too late.
-    if headers.current().sequence_number.get().checked_add(3).is_none() {
-        return Err(sequence_at_end());
-    }
+    headers.require_room(3)?;
     sync(storage)?;
-    let headers = write_header(storage, headers, |h| h.file_write_guid = Guid::random())?;
+    headers.put(storage, |h| h.file_write_guid = guids.guid())?;
+    sync(storage)?;
+    headers.synced();
     let report = apply(ring, active, storage)?;
     sync(storage)?;
-    let headers = write_header(storage, headers, |h| h.log_guid = Guid::ZERO)?;
-    let headers = write_header(storage, headers, |_| {})?;
-    Ok((headers, report))
-}
-
-/// Writes the next header into the copy that is not current, and syncs.
-fn write_header(
-    storage: &dyn Storage,
-    headers: HeaderPair,
-    change: impl FnOnce(&mut Header),
-) -> Result<HeaderPair> {
-    let expected = headers.current().sequence_number.get();
-    let at = crate::format::HEADER_OFFSETS.get(headers.current_copy()).copied().unwrap_or_default();
-    match sequence_on_disk(storage, headers.current_copy())? {
-        Some((found, guid)) if found == expected && guid == headers.current().file_write_guid => {}
-        other => {
-            let found = other.map_or(0, |(found, _)| found);
-            return Err(Error::new(Repr::ForeignWriter { at, found, expected }));
-        }
-    }
-    let (next, offset) = headers.next(change).ok_or_else(sequence_at_end)?;
-    storage
-        .write_at(offset, next.current().as_bytes())
-        .map_err(|e| Error::io("cannot write the header", offset, e))?;
+    headers.put(storage, |h| h.log_guid = Guid::ZERO)?;
     sync(storage)?;
-    Ok(next)
-}
-
-fn sequence_at_end() -> Error {
-    Error::limit("the header's sequence number cannot grow any more")
-}
-
-fn sync(storage: &dyn Storage) -> Result<()> {
-    storage.sync().map_err(|e| Error::io_whole("cannot make the file durable", e))
+    headers.synced();
+    headers.put_second(storage)?;
+    sync(storage)?;
+    Ok((headers.pair().clone(), report))
 }

@@ -1,13 +1,13 @@
 //! The shape of the virtual disk (MS-VHDX 2.5, 2.6.2): sizes, and which BAT entry is whose. Rules
 //! V20 to V23 and V25.
 
-use crate::Result;
+use crate::{Error, Result};
 use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::Guid;
 use crate::format::bat::{ENTRY_LENGTH, SECTORS_PER_BITMAP};
 use crate::format::limits::{MAX_BLOCK_SIZE, MAX_VIRTUAL_SIZE, MIN_BLOCK_SIZE};
-use crate::format::metadata::{HAS_PARENT, LEAVE_BLOCK_ALLOCATED};
+use crate::format::metadata::{FileParameters, HAS_PARENT, LEAVE_BLOCK_ALLOCATED};
 
 use super::metadata::DiskItems;
 
@@ -102,6 +102,51 @@ impl Geometry {
             physical_sector: physical.unwrap_or(logical_sector),
             disk_id: items.disk_id.unwrap_or_default(),
         }))
+    }
+
+    /// The geometry of a disk to be made, under the same rules as one that is read.
+    ///
+    /// # Errors
+    /// A value that the format does not allow; the text names it.
+    pub(crate) fn for_new(
+        parameters: FileParameters,
+        virtual_size: u64,
+        logical_sector: u32,
+        physical_sector: u32,
+        disk_id: Guid,
+    ) -> Result<Self> {
+        let items = DiskItems {
+            parameters: Some((parameters, 0)),
+            virtual_size: Some((virtual_size, 0)),
+            logical_sector: Some((logical_sector, 0)),
+            physical_sector: Some((physical_sector, 0)),
+            disk_id: Some(disk_id),
+        };
+        let judged = Self::judge(&items, &mut Findings::strict());
+        let judged = judged.map_err(|error| match error.defect() {
+            Some(defect) => Error::invalid(defect.to_string()),
+            None => error,
+        })?;
+        judged.ok_or_else(|| Error::invalid("a disk needs sizes"))
+    }
+
+    /// The same disk with another size.
+    ///
+    /// # Errors
+    /// As [`for_new`](Self::for_new).
+    pub(crate) fn resized(&self, virtual_size: u64) -> Result<Self> {
+        let judged = judge_size(
+            Some((virtual_size, 0)),
+            Some(self.logical_sector),
+            &mut Findings::strict(),
+        );
+        match judged {
+            Ok(Some(virtual_size)) => Ok(Self { virtual_size, ..*self }),
+            Ok(None) => Err(Error::invalid("a disk needs a size")),
+            Err(error) => Err(Error::invalid(
+                error.defect().map_or_else(|| error.to_string(), ToString::to_string),
+            )),
+        }
     }
 
     /// Fixed, dynamic or differencing.

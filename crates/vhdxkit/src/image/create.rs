@@ -1,0 +1,178 @@
+//! Making a new, empty disk.
+
+use std::fs::File;
+use std::path::Path;
+
+use zerocopy::little_endian::U32;
+
+use crate::format::bat::{PayloadState, RawEntry};
+use crate::format::metadata::{FileParameters, LEAVE_BLOCK_ALLOCATED};
+use crate::format::{Guid, GuidSource};
+use crate::storage::{FileStorage, Storage};
+use crate::view::geometry::{DiskType, Geometry};
+use crate::{Error, Result};
+
+use super::layout::Layout;
+
+/// What a new disk is to be.
+///
+/// ```
+/// use vhdxkit::{CreateOptions, OpenOptions};
+/// use vhdxkit::storage::MemoryStorage;
+/// use std::sync::Arc;
+///
+/// let file = Arc::new(MemoryStorage::empty());
+/// CreateOptions::new(10 << 30).block_size(1 << 20).create_storage(&*file)?;
+/// let disk = OpenOptions::new().write(true).open_storage(file)?;
+/// disk.write_at(4096, &[7; 512])?;
+/// disk.close()?;
+/// # Ok::<(), vhdxkit::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    virtual_size: u64,
+    fixed: bool,
+    preallocate: bool,
+    block_size: u32,
+    logical_sector: u32,
+    physical_sector: u32,
+    log_size: u32,
+    disk_id: Option<Guid>,
+    seed: Option<u64>,
+}
+
+impl CreateOptions {
+    /// A dynamic disk of so many bytes (a multiple of the logical sector size, at most 64 TiB) with
+    /// what Windows takes by default: blocks of 32 MiB, sectors of 512 bytes on a medium of 4096, a
+    /// log of 1 MiB.
+    #[must_use]
+    pub fn new(virtual_size: u64) -> Self {
+        Self {
+            virtual_size,
+            fixed: false,
+            preallocate: false,
+            block_size: 32 << 20,
+            logical_sector: 512,
+            physical_sector: 4096,
+            log_size: 1 << 20,
+            disk_id: None,
+            seed: None,
+        }
+    }
+
+    /// A fixed disk: every block has its place from the start.
+    #[must_use]
+    pub fn fixed(mut self, yes: bool) -> Self {
+        self.fixed = yes;
+        self
+    }
+
+    /// Reserves the file's space where the medium can, so that writing cannot run out of it and the
+    /// file is not sparse.
+    #[must_use]
+    pub fn preallocate(mut self, yes: bool) -> Self {
+        self.preallocate = yes;
+        self
+    }
+
+    /// Bytes of a payload block: a power of two from 1 MiB to 256 MiB. Small blocks suit guests that
+    /// scatter their writes (Linux file systems: 1 MiB).
+    #[must_use]
+    pub fn block_size(mut self, bytes: u32) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// The guest's sector size, 512 or 4096.
+    #[must_use]
+    pub fn logical_sector_size(mut self, bytes: u32) -> Self {
+        self.logical_sector = bytes;
+        self
+    }
+
+    /// The sector size that the guest is told the medium has, 512 or 4096.
+    #[must_use]
+    pub fn physical_sector_size(mut self, bytes: u32) -> Self {
+        self.physical_sector = bytes;
+        self
+    }
+
+    /// Bytes of the log, a multiple of 1 MiB up to 1 GiB. More than 1 MiB saves a checkpoint now and
+    /// then, and makes replay after a crash longer.
+    #[must_use]
+    pub fn log_size(mut self, bytes: u32) -> Self {
+        self.log_size = bytes;
+        self
+    }
+
+    /// The identity that the guest sees; random without this.
+    #[must_use]
+    pub fn disk_id(mut self, id: Guid) -> Self {
+        self.disk_id = Some(id);
+        self
+    }
+
+    /// Takes every GUID from this seed, so that the same options make the same bytes.
+    #[must_use]
+    pub fn reproducible(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Makes a file at `path`, where none may exist. When that fails no file is left.
+    ///
+    /// # Errors
+    /// Options that the format does not allow; the file exists; writing fails.
+    pub fn create(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        // Bad options must not make a file.
+        self.layout().map_err(|e| e.in_file(path))?;
+        let file = File::options().read(true).write(true).create_new(true).open(path);
+        let file =
+            file.map_err(|e| Error::io_whole("cannot make the file", e).in_file(path))?;
+        let made = self.create_storage(&FileStorage::from_file(file));
+        if made.is_err() {
+            // What went wrong is told already; a half-made file is no image, so it does no harm.
+            let _ = std::fs::remove_file(path);
+        }
+        made.map_err(|e| e.in_file(path))
+    }
+
+    /// Makes the image in an empty storage, and makes it durable.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create). Until the last write the storage does not look like an image.
+    pub fn create_storage(&self, target: &dyn Storage) -> Result<()> {
+        let layout = self.layout()?;
+        let guids = GuidSource::from_seed(self.seed);
+        let disk_id = self.disk_id.unwrap_or_else(|| guids.guid());
+        let blocks = if self.fixed { layout.geometry.blocks() } else { 0 };
+        layout.write_tables(target, blocks, &guids, disk_id)?;
+        if self.preallocate {
+            let all = 0..layout.place(blocks);
+            let end = all.end;
+            target
+                .allocate(all)
+                .map_err(|e| Error::io("cannot reserve space for the image", end, e))?;
+        }
+        let present = |block| RawEntry::new(PayloadState::FullyPresent.to_raw(), layout.place(block));
+        layout.write_bat(target, (0..blocks).map(|block| (block, present(block))))?;
+        layout.finish(target)
+    }
+
+    /// Where everything will lie.
+    pub(crate) fn layout(&self) -> Result<Layout> {
+        let flags = if self.fixed { LEAVE_BLOCK_ALLOCATED } else { 0 };
+        let parameters =
+            FileParameters { block_size: U32::new(self.block_size), flags: U32::new(flags) };
+        let geometry = Geometry::for_new(
+            parameters,
+            self.virtual_size,
+            self.logical_sector,
+            self.physical_sector,
+            self.disk_id.unwrap_or_default(),
+        )?;
+        debug_assert_eq!(geometry.disk_type() == DiskType::Fixed, self.fixed);
+        Layout::new(geometry, self.log_size)
+    }
+}
