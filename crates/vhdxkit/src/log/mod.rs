@@ -6,7 +6,8 @@
 //! belong to an earlier session, or were torn by a crash.
 //!
 //! Modules: `encode` lays out entries, `ring` reads across the wrap, `entry` judges one entry,
-//! `scan` finds all of them and the active sequence, `replay` carries it out.
+//! `scan` finds all of them and the active sequence, `replay` carries it out, `writer` appends entries,
+//! `headers` writes the header pair.
 
 mod encode;
 mod entry;
@@ -14,6 +15,7 @@ mod headers;
 mod replay;
 mod ring;
 mod scan;
+mod writer;
 
 use std::sync::Arc;
 
@@ -29,6 +31,9 @@ pub use encode::EntryBuilder;
 pub use entry::EntryInfo;
 pub use replay::{ReplayReport, Update};
 pub use scan::ActiveSequence;
+
+pub(crate) use headers::sync;
+pub(crate) use writer::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
 
 use ring::Ring;
 

@@ -16,6 +16,8 @@ use crate::format::bat::{ENTRIES_PER_PAGE, RawEntry};
 use crate::format::limits::MAX_CACHED_BAT_BYTES;
 use crate::storage::{Storage, StorageExt};
 
+use super::sectors::Sectors;
+
 const PAGE: usize = 4096;
 const PAGE_MASK: u64 = 0xFFFF_FFFF;
 const GENERATION: u64 = PAGE_MASK + 1;
@@ -31,6 +33,8 @@ struct Frame {
 /// The table of one image.
 pub(crate) struct Bat {
     storage: Arc<dyn Storage>,
+    /// Of an image that is written: pages that are newer than the file's.
+    sectors: Option<Arc<Sectors>>,
     offset: u64,
     frames: Box<[Frame]>,
 }
@@ -45,7 +49,39 @@ impl Bat {
         let pages = usize::try_from(entries.div_ceil(ENTRIES_PER_PAGE)).unwrap_or(usize::MAX);
         let count = pages.clamp(1, (memory / PAGE).max(1));
         let frames = std::iter::repeat_with(Frame::default).take(count).collect();
-        Self { storage, offset, frames }
+        Self { storage, sectors: None, offset, frames }
+    }
+
+    /// The same table, of an image that is written: the newest pages may be in `sectors`.
+    pub(crate) fn over(self, sectors: Arc<Sectors>) -> Self {
+        Self { sectors: Some(sectors), ..self }
+    }
+
+    /// The file offset of the page that holds an entry.
+    pub(crate) fn page_offset(&self, index: u64) -> u64 {
+        self.offset.saturating_add((index / ENTRIES_PER_PAGE).saturating_mul(4096))
+    }
+
+    /// Changes the entry at `index`, of an image that is written. Readers see it at once.
+    ///
+    /// Two changes must not run at once: the caller holds the lock of the mapping.
+    pub(crate) fn set(&self, index: u64, raw: RawEntry) -> Result<()> {
+        let Some(sectors) = &self.sectors else {
+            return Err(crate::Error::invalid("the image is open for reading"));
+        };
+        let (page, slot) = (index / ENTRIES_PER_PAGE, index % ENTRIES_PER_PAGE);
+        let slot = usize::try_from(slot).unwrap_or_default();
+        // First the sector, then the cache: whoever fills the cache's frame from now on finds the
+        // change there, and whoever is filling it with older bytes just now is waited for.
+        sectors.change(self.page_offset(index), |sector| {
+            if let Some(place) = sector.chunks_exact_mut(8).nth(slot) {
+                place.copy_from_slice(&raw.0.to_le_bytes());
+            }
+        })?;
+        let Some(frame) = self.frame(page) else { return Ok(()) };
+        let _filling = frame.fill.lock().unwrap_or_else(PoisonError::into_inner);
+        frame.replace(page, slot, raw);
+        Ok(())
     }
 
     /// The entry at `index`, which must be below the number of entries.
@@ -74,7 +110,12 @@ impl Bat {
         if let Some(raw) = frame.load(page, slot) {
             return Ok(raw);
         }
-        self.storage.read_zero_filled(offset, &mut bytes)?;
+        match &self.sectors {
+            Some(sectors) => sectors.read(offset, &mut bytes)?,
+            None => {
+                self.storage.read_zero_filled(offset, &mut bytes)?;
+            }
+        }
         frame.store(page, &bytes);
         let raw = bytes.chunks_exact(8).nth(slot).and_then(|raw| raw.first_chunk::<8>());
         Ok(RawEntry(raw.copied().map_or(0, u64::from_le_bytes)))
@@ -90,6 +131,17 @@ impl Frame {
         let raw = self.entries.get()?.get(slot)?.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         (self.tag.load(Ordering::Relaxed) == before).then_some(RawEntry(raw))
+    }
+
+    /// Replaces one entry, if the frame holds its page. The caller holds `fill`.
+    fn replace(&self, page: u64, slot: usize, raw: RawEntry) {
+        let holds = self.tag.load(Ordering::Relaxed) & PAGE_MASK == page.saturating_add(1);
+        if let (true, Some(entries)) = (holds, self.entries.get())
+            && let Some(entry) = entries.get(slot)
+        {
+            // A reader that races with this sees the old entry or the new one, both whole.
+            entry.store(raw.0, Ordering::Release);
+        }
     }
 
     /// Replaces the frame's contents. The caller holds `fill`.

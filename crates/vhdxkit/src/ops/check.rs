@@ -11,13 +11,12 @@ use crate::format::limits::{MAX_FILE_OFFSET, MAX_FINDINGS_PER_CODE};
 use crate::format::{HEADER_SECTION_LENGTH, MIB};
 use crate::image::{DirtyLog, Recovered, read_image_parts};
 use crate::log::{EntryStatus, LogState};
-use crate::map::{Block, EntryRules, walk};
+use crate::map::{Block, EntryRules, SpaceMap, walk};
 use crate::storage::{FileStorage, OpenMode, Storage, StorageExt, change_tracking_beside};
 use crate::view::geometry::{BatSlot, Geometry};
 use crate::view::regions::RegionMap;
 
 use super::progress::{Progress, advance};
-use super::space::SpaceMap;
 
 /// Checks the file at `path`. Nothing is changed. Progress counts bytes of the BAT.
 ///

@@ -8,6 +8,5 @@ pub mod inspect;
 pub mod timeline;
 
 mod progress;
-mod space;
 
 pub use progress::Progress;

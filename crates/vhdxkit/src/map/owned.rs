@@ -1,6 +1,8 @@
 //! Who owns which mebibyte of the file: one bit each, so that overlaps and leaks of any image show
 //! within a known amount of memory (32 MiB for the largest file that is accepted).
 
+use std::ops::Range;
+
 use crate::format::MIB;
 use crate::format::limits::MAX_FILE_OFFSET;
 
@@ -35,6 +37,26 @@ impl SpaceMap {
         clash
     }
 
+    /// The runs of bytes that nobody owns, in order.
+    pub(crate) fn gaps(&self) -> Vec<Range<u64>> {
+        let mut gaps: Vec<Range<u64>> = Vec::new();
+        for number in (0..self.mebibytes).filter(|&number| !self.is_owned(number)) {
+            let start = number.saturating_mul(MIB);
+            let end = start.saturating_add(MIB);
+            match gaps.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => gaps.push(start..end),
+            }
+        }
+        gaps
+    }
+
+    fn is_owned(&self, number: u64) -> bool {
+        let word = usize::try_from(number / 64).ok().and_then(|word| self.owned.get(word));
+        let bit = 1u64.checked_shl(low_bits(number)).unwrap_or_default();
+        word.is_some_and(|word| word & bit != 0)
+    }
+
     /// Bytes of the file that nobody owns.
     pub(crate) fn unowned(&self) -> u64 {
         let owned: u64 = self.owned.iter().map(|word| u64::from(word.count_ones())).sum();
@@ -59,5 +81,6 @@ mod tests {
         assert_eq!(space.claim(58 * MIB, 3 * MIB), Some(60 * MIB));
         assert_eq!(space.claim(199 * MIB, 64 * MIB), None);
         assert_eq!(space.unowned(), (201 - 1 - 12 - 2) * MIB);
+        assert_eq!(space.gaps(), [MIB..58 * MIB, 70 * MIB..199 * MIB]);
     }
 }
