@@ -41,6 +41,9 @@ pub enum ErrorKind {
     LimitExceeded,
     /// Somebody else changed the file while we had it open.
     ForeignWriter,
+    /// An earlier write of the log or a header, or an earlier sync, has failed: this handle takes no
+    /// more changes. Reading goes on, and nothing that a flush made durable is lost.
+    Poisoned,
     /// The caller asked to stop.
     Cancelled,
     /// The operating system reported an error.
@@ -79,6 +82,8 @@ pub(crate) enum Repr {
         "header at {at:#x}: another program has written it since we read it (sequence {found}, expected {expected})"
     )]
     ForeignWriter { at: u64, found: u64, expected: u64 },
+    #[error("the image takes no more changes since this has failed: {why}")]
+    Poisoned { why: String },
     #[error("stopped on request")]
     Cancelled,
     #[error("{}: {inner}", .path.display())]
@@ -144,6 +149,7 @@ impl Error {
             Repr::InvalidInput(_) => ErrorKind::InvalidInput,
             Repr::Limit(_) => ErrorKind::LimitExceeded,
             Repr::ForeignWriter { .. } => ErrorKind::ForeignWriter,
+            Repr::Poisoned { .. } => ErrorKind::Poisoned,
             Repr::Cancelled => ErrorKind::Cancelled,
             Repr::File { inner, .. } => inner.kind(),
         }
@@ -199,6 +205,9 @@ impl Error {
                 "`vhdx info` names the parent; `vhdx map` lists what this file itself holds"
             }
             ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
+            ErrorKind::Poisoned => {
+                "see to the medium (is it full, is it failing?), then open the image again: its log brings back everything that was flushed"
+            }
             ErrorKind::ForeignWriter => {
                 "make sure that nothing else uses the image, then run this again"
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::format::bat::{ENTRY_LENGTH, PayloadState};
-use crate::map::{Block, block_bits, runs};
+use crate::map::{Block, Pin, block_bits, runs};
 use crate::view::geometry::BatSlot;
 use crate::{Error, Result};
 
@@ -89,10 +89,13 @@ pub struct Extents<'a> {
     failed: bool,
     /// File range of the BAT that is known to hold data, so that its holes are looked for once.
     bat_data: Range<u64>,
+    /// What was given out stays where it is.
+    _pin: Option<Pin<'a>>,
 }
 
 impl Image {
-    /// The extents that cover `range` of the virtual disk (cut off at its end).
+    /// The extents that cover `range` of the virtual disk (cut off at its end). While an image is
+    /// written the iterator keeps their places from being reused.
     ///
     /// ```
     /// let image = vhdxkit::Image::open("../../testdata/crashed.vhdx")?;
@@ -113,6 +116,7 @@ impl Image {
             ready: VecDeque::new(),
             failed: false,
             bat_data: 0..0,
+            _pin: self.pin(),
         }
     }
 }
@@ -129,7 +133,13 @@ impl Extents<'_> {
         }
         let data = self.image.storage.next_data(here);
         let data = data.map_err(|e| Error::io("cannot map the file's holes", here, e))?;
-        self.bat_data = data.unwrap_or(u64::MAX..u64::MAX);
+        let data = data.unwrap_or(u64::MAX..u64::MAX);
+        // Pages that were changed and are not in the file yet count as data, too.
+        let changed = self.image.writer.as_ref().and_then(|w| w.sectors().next_from(here & !0xFFF));
+        self.bat_data = match changed {
+            Some(changed) if changed < data.start => changed.max(here)..changed.saturating_add(4096),
+            _ => data,
+        };
         let index = self.bat_data.start.saturating_sub(offset) / ENTRY_LENGTH;
         Ok(match geometry.slot(index) {
             _ if self.bat_data.start <= here => self.next_block,

@@ -1,7 +1,8 @@
-//! One virtual disk: open it, read it.
+//! One virtual disk: create it, open it, read it, write it.
 //!
 //! `open` goes from bytes to an [`Image`] in the only order the format allows, `read` serves guest
-//! bytes, `extents` tells where they lie, `cursor` adapts to [`std::io::Read`].
+//! bytes, `extents` tells where they lie, `cursor` adapts to [`std::io::Read`]. `create` makes a new
+//! file, laid out by `layout`; `write` is everything that changes one.
 
 mod create;
 mod cursor;
@@ -9,6 +10,7 @@ mod extents;
 mod layout;
 mod open;
 mod read;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::findings::Findings;
 use crate::log::Log;
-use crate::map::{Bat, EntryRules};
+use crate::map::{Bat, EntryRules, Pin};
 use crate::storage::Storage;
 use crate::view::geometry::Geometry;
 use crate::view::headers::HeaderPair;
@@ -28,6 +30,7 @@ pub use create::CreateOptions;
 pub use cursor::Cursor;
 pub use extents::{Extent, ExtentState, Extents};
 pub use open::OpenOptions;
+use write::Writer;
 pub(crate) use open::{DirtyLog, Recovered, open, read_image_parts};
 
 /// An open VHDX disk.
@@ -55,6 +58,8 @@ pub struct Image {
     bat: Bat,
     locator: Option<ParentLocator>,
     findings: Findings,
+    /// When it is open for writing.
+    writer: Option<Writer>,
 }
 
 impl Image {
@@ -65,6 +70,21 @@ impl Image {
     /// unsupported feature, locked by a writer, a log that cannot be replayed, or an I/O error.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         OpenOptions::new().open(path)
+    }
+
+    fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or_else(|| crate::Error::invalid("the image is open for reading"))
+    }
+
+    /// Keeps the space that the mapping shows from being reused while this lives.
+    fn pin(&self) -> Option<Pin<'_>> {
+        self.writer.as_ref().map(|writer| writer.pins().pin())
+    }
+
+    /// The rules for BAT entries, with the file as long as it is now.
+    fn rules_now(&self) -> EntryRules {
+        let file_size = self.writer.as_ref().map_or(self.rules.file_size, Writer::length);
+        EntryRules { file_size, ..self.rules }
     }
 
     /// Sizes, sector sizes, type and identity of the disk.
@@ -138,7 +158,7 @@ impl Image {
             return Ok(None);
         }
         let raw = self.bat_entry(self.geometry.bitmap_index(chunk))?;
-        Ok(self.rules.bitmap(chunk, raw)?)
+        Ok(self.rules_now().bitmap(chunk, raw)?)
     }
 
     /// The BAT entry at `index`, as stored.

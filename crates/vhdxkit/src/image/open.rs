@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::defect::Defect;
+use crate::error::Repr;
 use crate::findings::Findings;
+use crate::format::GuidSource;
 use crate::format::metadata::PARENT_LOCATOR;
 use crate::log::{Log, LogState};
 use crate::map::{Bat, EntryRules};
@@ -17,9 +19,10 @@ use crate::view::headers::HeaderPair;
 use crate::view::locator::ParentLocator;
 use crate::view::metadata::MetadataTable;
 use crate::view::regions::{RegionMap, judge_inside};
-use crate::{Result, map};
+use crate::{Error, Result, map};
 
 use super::Image;
+use super::write::Writer;
 
 /// How to open an image.
 ///
@@ -29,15 +32,35 @@ use super::Image;
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions {
+    write: bool,
     force_share: bool,
     without_log: bool,
+    seed: Option<u64>,
 }
 
 impl OpenOptions {
-    /// Read-only, refusing an image that somebody writes.
+    /// For reading, refusing an image that somebody writes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Opens the image for writing as well: nobody else may have it open, and a pending log is
+    /// replayed in the file. Nothing else is changed before the first write.
+    ///
+    /// Differencing disks cannot be written yet.
+    #[must_use]
+    pub fn write(mut self, yes: bool) -> Self {
+        self.write = yes;
+        self
+    }
+
+    /// Takes GUIDs and log sequence numbers from this seed, so that the same writes make the same
+    /// bytes. For tests: two sessions with one seed cannot be told apart by their GUIDs.
+    #[must_use]
+    pub fn reproducible(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
     }
 
     /// Reads the image although another process may be writing it. What is read may then be
@@ -65,7 +88,10 @@ impl OpenOptions {
     /// As [`Image::open`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let mode = OpenMode::ReadOnly { force_share: self.force_share };
+        let mode = match self.write {
+            true => OpenMode::ReadWrite,
+            false => OpenMode::ReadOnly { force_share: self.force_share },
+        };
         FileStorage::open(path, mode)
             .and_then(|file| self.open_storage(Arc::new(file)))
             .map_err(|e| e.in_file(path))
@@ -80,6 +106,9 @@ impl OpenOptions {
     /// # Errors
     /// As [`Image::open`], but for locks, which are the storage's affair.
     pub fn open_storage(&self, file: Arc<dyn Storage>) -> Result<Image> {
+        if self.write {
+            return open_for_writing(file, GuidSource::from_seed(self.seed));
+        }
         let policy = if self.without_log { DirtyLog::MayBeInvalid } else { DirtyLog::MustReplay };
         open(file, policy)
     }
@@ -121,20 +150,48 @@ impl Recovered {
             }
             Err(error) => return Err(error),
         };
-        if let (LogState::Dirty, Some(active), Some(place)) =
-            (log.state(), log.active(), log.place())
-            && let (Some(first), Some(last)) = (active.entries().first(), active.head())
-        {
-            findings.report(Defect::DirtyLog {
-                at: place.offset.saturating_add(u64::from(first.log_offset)),
-                first: first.sequence,
-                last: last.sequence,
-                entries: u64::try_from(active.entries().len()).unwrap_or(u64::MAX),
-            })?;
-        }
+        note_dirty(&log, findings)?;
         let file_size = file.length()?;
         Ok(Self { storage, file_size, headers, log })
     }
+}
+
+impl Recovered {
+    /// Reads headers and log, and replays in the file. The flag tells whether there was anything to
+    /// replay: then the file has this session's FileWriteGuid already.
+    fn in_place(
+        file: Arc<dyn Storage>,
+        guids: &GuidSource,
+        findings: &mut Findings,
+    ) -> Result<(Self, bool)> {
+        let headers = HeaderPair::read(&*file, findings)?;
+        let log = Log::read_pending(&*file, &headers)?;
+        let (headers, replayed) = log.replay_into_file(&*file, headers, guids)?;
+        if replayed.is_none() {
+            // What was read may be only in the operating system's cache. Were it lost after we have
+            // built on it, neither header copy might be left.
+            crate::log::sync(&*file)?;
+        }
+        note_dirty(&log, findings)?;
+        let file_size = file.length()?;
+        Ok((Self { storage: file, file_size, headers, log }, replayed.is_some()))
+    }
+}
+
+/// A dirty log is worth a remark, whatever is done about it.
+fn note_dirty(log: &Log, findings: &mut Findings) -> Result<()> {
+    if let (LogState::Dirty, Some(active), Some(place)) =
+        (log.state(), log.active(), log.place())
+        && let (Some(first), Some(last)) = (active.entries().first(), active.head())
+    {
+        findings.report(Defect::DirtyLog {
+            at: place.offset.saturating_add(u64::from(first.log_offset)),
+            first: first.sequence,
+            last: last.sequence,
+            entries: u64::try_from(active.entries().len()).unwrap_or(u64::MAX),
+        })?;
+    }
+    Ok(())
 }
 
 /// What lies behind the log, judged; `None` where a check found too little to go on.
@@ -190,6 +247,24 @@ fn judge_bat_region(
 pub(crate) fn open(file: Arc<dyn Storage>, policy: DirtyLog) -> Result<Image> {
     let mut findings = Findings::strict();
     let recovered = Recovered::read(file, policy, &mut findings)?;
+    assemble(recovered, findings)
+}
+
+fn open_for_writing(file: Arc<dyn Storage>, guids: GuidSource) -> Result<Image> {
+    let mut findings = Findings::strict();
+    let (recovered, replayed) = Recovered::in_place(Arc::clone(&file), &guids, &mut findings)?;
+    let headers = recovered.headers.clone();
+    let image = assemble(recovered, findings)?;
+    if image.geometry.is_differencing() {
+        return Err(Error::new(Repr::ParentNeeded { what: "writing to a differencing disk" }));
+    }
+    let writer = Writer::new(file, headers, guids, replayed)?;
+    let bat = image.bat.over(Arc::clone(writer.sectors()));
+    Ok(Image { bat, writer: Some(writer), ..image })
+}
+
+/// From a recovered file to an image that can be read.
+fn assemble(recovered: Recovered, mut findings: Findings) -> Result<Image> {
     let parts = read_image_parts(&recovered, &mut findings)?;
     let Recovered { storage, file_size, headers, log } = recovered;
     // A strict reading has failed before if the sizes were no good.
@@ -212,6 +287,7 @@ pub(crate) fn open(file: Arc<dyn Storage>, policy: DirtyLog) -> Result<Image> {
         bat,
         locator: parts.locator,
         findings,
+        writer: None,
     })
 }
 

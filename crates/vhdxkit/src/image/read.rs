@@ -33,6 +33,7 @@ impl Image {
     }
 
     fn read_in_block(&self, block: u64, within: u64, buf: &mut [u8]) -> Result<()> {
+        let _pin = self.pin();
         match self.block(block)? {
             Block::Present { file_offset } => {
                 self.storage.read_exact_at(file_offset.saturating_add(within), buf)
@@ -53,7 +54,7 @@ impl Image {
     /// Where a payload block lies.
     pub(crate) fn block(&self, block: u64) -> Result<Block> {
         let raw = self.bat.entry(self.geometry.payload_index(block))?;
-        Ok(self.rules.payload(block, raw)?)
+        Ok(self.rules_now().payload(block, raw)?)
     }
 
     pub(crate) fn require_inside(&self, offset: u64, length: u64) -> Result<()> {

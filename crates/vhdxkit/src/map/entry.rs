@@ -28,7 +28,8 @@ pub(crate) struct EntryRules {
 }
 
 impl EntryRules {
-    fn at(&self, index: u64) -> u64 {
+    /// The file offset of an entry.
+    pub(crate) fn at(&self, index: u64) -> u64 {
         self.bat_offset.saturating_add(index.saturating_mul(ENTRY_LENGTH))
     }
 

@@ -21,5 +21,5 @@ pub(crate) use entry::{Block, EntryRules};
 pub(crate) use owned::SpaceMap;
 pub(crate) use pins::{Pin, Pins};
 pub(crate) use sectors::{Image as SectorImage, Sectors};
-pub(crate) use space::{Contents, Place, Space, SyncMark};
+pub(crate) use space::{Contents, Place, Space};
 pub(crate) use walk::{Stretch, walk};

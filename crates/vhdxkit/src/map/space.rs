@@ -104,6 +104,11 @@ impl Space {
         }
     }
 
+    /// Bytes of a payload block.
+    pub(crate) fn block(&self) -> u64 {
+        self.block
+    }
+
     /// Bytes of the file.
     pub(crate) fn length(&self) -> u64 {
         self.length

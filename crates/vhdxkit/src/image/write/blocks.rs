@@ -1,0 +1,150 @@
+//! One block's mapping at a time: the gate, room for a block, and publishing where it lies.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use crate::format::bat::RawEntry;
+use crate::map::Place;
+use crate::storage::Storage;
+use crate::{Error, Result};
+
+use super::{State, Writer};
+use crate::image::Image;
+
+/// While this lives, nobody else changes the mapping of the block.
+pub(super) struct Gate<'a> {
+    writer: &'a Writer,
+    block: u64,
+}
+
+impl Drop for Gate<'_> {
+    fn drop(&mut self) {
+        self.writer.state().busy.remove(&self.block);
+        self.writer.opened.notify_all();
+    }
+}
+
+/// What a change of a block's mapping means for the file.
+#[derive(Debug, Default)]
+pub(super) struct Publication {
+    /// Where the block's bytes lie from now on.
+    pub(super) place: Option<Place>,
+    /// Space that it gives up.
+    pub(super) dropped: Option<Range<u64>>,
+}
+
+impl Writer {
+    /// Waits until nobody else changes the mapping of the block.
+    pub(super) fn gate(&self, block: u64) -> Result<Gate<'_>> {
+        let mut state = self.state();
+        loop {
+            self.require_usable()?;
+            if state.busy.insert(block) {
+                return Ok(Gate { writer: self, block });
+            }
+            state = self.opened.wait(state).unwrap_or_else(|broken| self.broken(broken));
+        }
+    }
+
+    /// Waits until no block's mapping is being changed.
+    pub(super) fn wait_for_gates(&self) {
+        let mut state = self.state();
+        while !state.busy.is_empty() {
+            state = self.opened.wait(state).unwrap_or_else(|broken| self.broken(broken));
+        }
+    }
+
+    /// Room for a payload block of `length` bytes.
+    pub(super) fn allocate(&self, length: u64) -> Result<Place> {
+        self.reap()?;
+        let mut state = self.state();
+        if let Some(place) = state.space.allocate_block() {
+            return Ok(place);
+        }
+        state.space.coalesce();
+        if let Some(place) = state.space.allocate_block() {
+            return Ok(place);
+        }
+        self.grow(&mut state, length)?;
+        let place = state.space.allocate_block();
+        place.ok_or_else(|| Error::limit("the file cannot grow any more"))
+    }
+
+    /// Extends the file by a step, or, where that is more than it can have, by what is needed.
+    pub(super) fn grow(&self, state: &mut State, need: u64) -> Result<()> {
+        let wanted = state.unplaced.saturating_mul(need).max(need);
+        if let Some(length) = state.space.step_ahead(wanted)
+            && self.file.set_len(length).is_ok()
+        {
+            self.grown(state, length);
+            return Ok(());
+        }
+        let length = state.space.length_for(need);
+        let length = length.ok_or_else(|| Error::limit("the file would be longer than 256 TiB"))?;
+        self.file
+            .set_len(length)
+            .map_err(|e| Error::io("cannot extend the file", length, e))?;
+        self.grown(state, length);
+        Ok(())
+    }
+
+    /// The file has been extended.
+    pub(super) fn grown(&self, state: &mut State, length: u64) {
+        state.space.grown(length);
+        self.length.store(length, Ordering::Release);
+    }
+
+    /// Hands out again what nobody can be using any more. Its space goes back to the host first.
+    pub(super) fn reap(&self) -> Result<()> {
+        let Some(free) = self.pins.advance() else { return Ok(()) };
+        let mut state = self.state();
+        let mut ready = Vec::new();
+        while let Some((generation, _)) = state.retired.front()
+            && *generation <= free
+            && let Some((_, range)) = state.retired.pop_front()
+        {
+            ready.push(range);
+        }
+        for range in ready {
+            // Holding the lock: whoever needs room waits for this rather than growing the file.
+            let contents = match self.file.punch(range.clone()) {
+                Ok(()) => state.space.punched(),
+                Err(_) => crate::map::Contents::Unknown,
+            };
+            state.space.release(range, contents);
+        }
+        Ok(())
+    }
+
+    /// Space that was handed out and not used after all.
+    pub(super) fn give_back(&self, place: Place) {
+        self.state().space.give_back(place);
+    }
+}
+
+impl Image {
+    /// Changes where a block lies. The caller holds the block's gate, and every write that the new
+    /// mapping stands for has returned.
+    pub(super) fn publish(
+        &self,
+        writer: &Writer,
+        block: u64,
+        raw: RawEntry,
+        change: Publication,
+    ) -> Result<()> {
+        let mut state = writer.state();
+        writer.require_usable()?;
+        self.bat.set(self.geometry.payload_index(block), raw)?;
+        if let Some(place) = change.place {
+            state.payload_first |= !place.proven;
+            state.exposed = state.exposed.max(place.end());
+            state.space.used(place.end());
+            state.unplaced = state.unplaced.saturating_sub(1);
+        }
+        if let Some(range) = change.dropped {
+            state.dropped.push(range);
+            state.unplaced = state.unplaced.saturating_add(1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,293 @@
+//! What a guest asks for: write, write zeros, discard.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use crate::format::bat::{PayloadState, RawEntry};
+use crate::image::Image;
+use crate::map::{Block, Place};
+use crate::storage::Storage;
+use crate::view::geometry::DiskType;
+use crate::{Error, Result};
+
+use super::Writer;
+use super::blocks::Publication;
+
+/// Zeros to be written where a hole would be wrong or too small to be worth it.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+const ZERO_STEP: u64 = 64 << 10;
+/// A file system's unit: holes are made of whole ones.
+const HOLE_UNIT: u64 = 4096;
+/// So many sectors changed and not logged yet are committed without waiting for the guest's flush.
+const COMMIT_AT: usize = 64;
+
+/// How a range is made to read as zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Zeroing {
+    /// It must read as zeros.
+    Zero,
+    /// The guest does not need it any more.
+    Discard,
+}
+
+impl Image {
+    /// Writes to the virtual disk. What was written is durable after the next [`flush`](Self::flush);
+    /// a crash before may leave each sector old or new.
+    ///
+    /// Offset and length are multiples of the logical sector size. From many threads at once; where
+    /// two writes overlap, each sector ends with one of them.
+    ///
+    /// # Errors
+    /// The image is open for reading, closed, or poisoned
+    /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned)); the range is unaligned or beyond the
+    /// end; a block of it is damaged; the medium fails or is full. Then an unknown part was written,
+    /// and everything else is as before.
+    pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let length = u64::try_from(buf.len()).unwrap_or(u64::MAX);
+        let writer = self.writer_for(offset, length)?;
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let (block, within, room) = self.place_in_block(at);
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.write_in_block(writer, block, within, now)?;
+            at = at.saturating_add(u64::try_from(now.len()).unwrap_or(u64::MAX));
+            rest = later;
+        }
+        self.wrote(writer)
+    }
+
+    /// [`write_at`](Self::write_at) whose data is durable when it returns (FUA).
+    ///
+    /// # Errors
+    /// As `write_at` and [`flush`](Self::flush).
+    pub fn write_durably_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.write_at(offset, buf)?;
+        self.flush()
+    }
+
+    /// Makes a range of the virtual disk read as zeros. Whole blocks of a dynamic disk give their
+    /// space back; in a fixed disk zeros are written.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn write_zeroes(&self, range: Range<u64>) -> Result<()> {
+        self.zero_range(range, Zeroing::Zero)
+    }
+
+    /// Tells that the guest does not need the contents of a range any more (TRIM). Whole blocks of a
+    /// dynamic disk give their space back and then read as zeros; parts of blocks read as zeros or as
+    /// before. A fixed disk stays as it is.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn discard(&self, range: Range<u64>) -> Result<()> {
+        if self.geometry.disk_type() == DiskType::Fixed {
+            return self.require_writable(range.start, length_of(&range)?).map(|_| ());
+        }
+        self.zero_range(range, Zeroing::Discard)
+    }
+
+    /// The writer of an image that may be changed at this range, its session begun.
+    fn writer_for(&self, offset: u64, length: u64) -> Result<&Writer> {
+        let writer = self.require_writable(offset, length)?;
+        if length > 0 {
+            self.begin_session(writer)?;
+        }
+        Ok(writer)
+    }
+
+    fn require_writable(&self, offset: u64, length: u64) -> Result<&Writer> {
+        let writer = self.writer()?;
+        writer.require_usable()?;
+        let sector = u64::from(self.geometry.logical_sector_size());
+        if !offset.is_multiple_of(sector) || !length.is_multiple_of(sector) {
+            return Err(Error::invalid(format!(
+                "offset {offset} and length {length} must be multiples of the disk's sector size, {sector}"
+            )));
+        }
+        self.require_inside(offset, length)?;
+        Ok(writer)
+    }
+
+    /// A byte's block, the offset in it, and how many bytes of the block follow.
+    fn place_in_block(&self, at: u64) -> (u64, u64, usize) {
+        let block = self.geometry.block_of(at);
+        let within = at.saturating_sub(self.geometry.block_start(block));
+        let room = u64::from(self.geometry.block_size()).saturating_sub(within);
+        (block, within, usize::try_from(room).unwrap_or(usize::MAX))
+    }
+
+    fn write_in_block(&self, writer: &Writer, block: u64, within: u64, bytes: &[u8]) -> Result<()> {
+        loop {
+            if self.write_in_place(writer, block, within, bytes)? {
+                return Ok(());
+            }
+            let gate = writer.gate(block)?;
+            if let Block::Absent(_) = self.block(block)? {
+                return self.write_first(writer, block, within, bytes);
+            }
+            // Somebody else's first write was quicker.
+            drop(gate);
+        }
+    }
+
+    /// Writes to a block that has a place; `false` when it has none.
+    fn write_in_place(
+        &self,
+        writer: &Writer,
+        block: u64,
+        within: u64,
+        bytes: &[u8],
+    ) -> Result<bool> {
+        let _pin = writer.pins.pin();
+        let Block::Present { file_offset } = self.block(block)? else { return Ok(false) };
+        write(writer, file_offset.saturating_add(within), bytes)?;
+        Ok(true)
+    }
+
+    /// The first write to a block: gives it a place whose other bytes read as zeros. The caller holds
+    /// the block's gate.
+    fn write_first(&self, writer: &Writer, block: u64, within: u64, bytes: &[u8]) -> Result<()> {
+        let block_size = u64::from(self.geometry.block_size());
+        let place = writer.allocate(block_size)?;
+        let whole = u64::try_from(bytes.len()).is_ok_and(|length| length == block_size);
+        let filled = fill(writer, place, whole, within, bytes);
+        let raw = RawEntry::new(PayloadState::FullyPresent.to_raw(), place.offset);
+        // A trimmed block may have kept its old place. That is not used again: it still holds what the
+        // guest has given up.
+        let dropped = self.kept_place(block)?;
+        let change = Publication { place: Some(place), dropped };
+        let published = filled.and_then(|()| self.publish(writer, block, raw, change));
+        if published.is_err() {
+            writer.give_back(place);
+        }
+        published
+    }
+
+    /// The place that a block without contents has kept.
+    fn kept_place(&self, block: u64) -> Result<Option<Range<u64>>> {
+        let raw = self.bat.entry(self.geometry.payload_index(block))?;
+        let length = u64::from(self.geometry.block_size());
+        Ok(self.rules.owned(raw).map(|offset| offset..offset.saturating_add(length)))
+    }
+
+    /// After guest data was written: it is not durable, and the changes of the mapping are kept few.
+    fn wrote(&self, writer: &Writer) -> Result<()> {
+        if !writer.unsynced.load(Ordering::Relaxed) {
+            writer.unsynced.store(true, Ordering::Release);
+        }
+        if writer.sectors.unlogged() >= COMMIT_AT {
+            return self.flush();
+        }
+        Ok(())
+    }
+
+    fn zero_range(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        let writer = self.writer_for(range.start, length_of(&range)?)?;
+        let mut at = range.start;
+        while at < range.end {
+            let (block, within, _) = self.place_in_block(at);
+            let used = self.geometry.used_bytes(block);
+            let start = self.geometry.block_start(block);
+            let end = start.saturating_add(used).min(range.end);
+            let part = within..end.saturating_sub(start);
+            self.zero_in_block(writer, block, part, used, how)?;
+            at = end;
+        }
+        self.wrote(writer)
+    }
+
+    /// Zeroes part of a block, `used` bytes of which the disk has.
+    fn zero_in_block(
+        &self,
+        writer: &Writer,
+        block: u64,
+        part: Range<u64>,
+        used: u64,
+        how: Zeroing,
+    ) -> Result<()> {
+        let dynamic = self.geometry.disk_type() != DiskType::Fixed;
+        let whole = part.start == 0 && part.end == used;
+        if whole && dynamic && self.drop_block(writer, block, how)? {
+            return Ok(());
+        }
+        let _pin = writer.pins.pin();
+        // A block without a place reads as zeros already.
+        let Block::Present { file_offset } = self.block(block)? else { return Ok(()) };
+        let part = part.start.saturating_add(file_offset)..part.end.saturating_add(file_offset);
+        match how {
+            Zeroing::Zero => zero(writer, part, dynamic),
+            Zeroing::Discard => punch_inside(writer, part).map(|_| ()),
+        }
+    }
+
+    /// Takes a whole block's place away; `false` when somebody else is just writing to it first.
+    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<bool> {
+        let _gate = writer.gate(block)?;
+        let Block::Present { file_offset } = self.block(block)? else { return Ok(true) };
+        let state = match how {
+            Zeroing::Zero => PayloadState::Zero,
+            Zeroing::Discard => PayloadState::Unmapped,
+        };
+        let length = u64::from(self.geometry.block_size());
+        let change = Publication {
+            place: None,
+            dropped: Some(file_offset..file_offset.saturating_add(length)),
+        };
+        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)?;
+        Ok(true)
+    }
+}
+
+fn length_of(range: &Range<u64>) -> Result<u64> {
+    let length = range.end.checked_sub(range.start);
+    length.ok_or_else(|| Error::invalid("the range ends before it starts"))
+}
+
+/// Fills a new place: the bytes, and zeros around them.
+fn fill(writer: &Writer, place: Place, whole: bool, within: u64, bytes: &[u8]) -> Result<()> {
+    if !whole && !place.zero {
+        let range = place.offset..place.end();
+        writer.file.punch(range).map_err(failed("cannot clear a new block", place.offset))?;
+    }
+    write(writer, place.offset.saturating_add(within), bytes)
+}
+
+fn write(writer: &Writer, at: u64, bytes: &[u8]) -> Result<()> {
+    writer.file.write_at(at, bytes).map_err(failed("cannot write the disk's data", at))
+}
+
+fn failed(action: &'static str, at: u64) -> impl FnOnce(std::io::Error) -> Error {
+    move |e| Error::io(action, at, e)
+}
+
+/// Makes a range of the file zeros, as holes where those are welcome.
+fn zero(writer: &Writer, range: Range<u64>, holes: bool) -> Result<()> {
+    if !holes {
+        return write_zeros(writer, range);
+    }
+    let hole = punch_inside(writer, range.clone())?;
+    write_zeros(writer, range.start..hole.start)?;
+    write_zeros(writer, hole.end..range.end)
+}
+
+/// Makes holes of the whole units inside a range, and tells which part that was.
+fn punch_inside(writer: &Writer, range: Range<u64>) -> Result<Range<u64>> {
+    let start = range.start.next_multiple_of(HOLE_UNIT).min(range.end);
+    let end = range.end.saturating_sub(range.end % HOLE_UNIT).max(start);
+    if start < end {
+        writer.file.punch(start..end).map_err(failed("cannot zero the disk's data", start))?;
+    }
+    Ok(start..end)
+}
+
+fn write_zeros(writer: &Writer, range: Range<u64>) -> Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let step = range.end.saturating_sub(at).min(ZERO_STEP);
+        let zeros = usize::try_from(step).ok().and_then(|step| ZEROS.get(..step));
+        write(writer, at, zeros.unwrap_or_default())?;
+        at = at.saturating_add(step);
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! The two ends of a session: the first change of all, and the clean close.
+//!
+//! # The first change
+//! Before anything else in the file changes, a header with a new FileWriteGuid and, since the guest
+//! is about to change what it sees, a new DataWriteGuid is made durable (MS-VHDX 2.2.2.1). An image
+//! that is opened for writing and never written keeps its identity.
+//!
+//! This is also when the table is read once as a whole, to learn which space is free. A table in
+//! which two blocks claim the same space is refused here: writing one would change the other.
+//!
+//! # The close
+//! Everything logged is written in place and synced; only then a header without a LogGuid, synced;
+//! then its second copy together with the cut of unused space at the end. A file is never cut while
+//! its header names a log: entries may speak of the longer file.
+
+use std::sync::atomic::Ordering;
+
+use crate::defect::Defect;
+use crate::format::HEADER_SECTION_LENGTH;
+use crate::format::bat::SECTOR_BITMAP_BLOCK;
+use crate::image::Image;
+use crate::log::LogWriter;
+use crate::map::{Contents, Space, SpaceMap, walk};
+use crate::storage::{DataRuns, Storage, StorageExt};
+use crate::view::geometry::BatSlot;
+use crate::{Error, Result};
+
+use super::{CLOSED, IDLE, RUNNING, State, Writer};
+
+impl Image {
+    /// Makes sure that the session's header is stable and the file's space is known.
+    pub(super) fn begin_session(&self, writer: &Writer) -> Result<()> {
+        if writer.status.load(Ordering::Acquire) == RUNNING {
+            return Ok(());
+        }
+        let mut log = writer.log();
+        writer.require_usable()?;
+        if writer.status.load(Ordering::Acquire) == RUNNING {
+            return Ok(());
+        }
+        self.survey(&mut writer.state())?;
+        self.write_session_header(writer, &mut log).map_err(|error| writer.poison(error))?;
+        writer.status.store(RUNNING, Ordering::Release);
+        Ok(())
+    }
+
+    fn write_session_header(&self, writer: &Writer, log: &mut LogWriter) -> Result<()> {
+        let (file, data) = (writer.guids.guid(), writer.guids.guid());
+        let storage = &*writer.file;
+        // Besides this one, its copy, and the three of a close.
+        log.headers().require_room(5)?;
+        log.headers().put(storage, |header| {
+            if !writer.replayed {
+                header.file_write_guid = file;
+            }
+            header.data_write_guid = data;
+        })?;
+        writer.sync(log)?;
+        log.headers().put_second(storage)
+    }
+
+    /// Learns from the whole table which space is free.
+    fn survey(&self, state: &mut State) -> Result<()> {
+        let length = self.storage.length()?;
+        let mut owned = SpaceMap::new(length);
+        owned.claim(0, HEADER_SECTION_LENGTH);
+        let mut highest = HEADER_SECTION_LENGTH;
+        let mut claim = |offset: u64, length: u64| {
+            highest = highest.max(offset.saturating_add(length));
+            owned.claim(offset, length)
+        };
+        if let Some(log) = self.headers.log_place() {
+            claim(log.offset, u64::from(log.length));
+        }
+        for region in self.regions.all() {
+            claim(region.offset, u64::from(region.length));
+        }
+        let block = u64::from(self.geometry.block_size());
+        let mut placed = 0u64;
+        let entries = self.geometry.bat_entries();
+        walk(&*self.storage, self.rules.bat_offset, entries, &mut |stretch| {
+            for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+                let (place, length) = match self.geometry.slot(index) {
+                    BatSlot::Payload(_) => (self.rules.owned(raw), block),
+                    BatSlot::Bitmap(chunk) => {
+                        (self.rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK)
+                    }
+                    BatSlot::Padding => continue,
+                };
+                let Some(place) = place else { continue };
+                placed = placed.saturating_add(1);
+                if let Some(at) = claim(place, length) {
+                    return Err(Defect::BlockOverlap {
+                        at: self.rules.at(index),
+                        what: format!("BAT entry {index}"),
+                        file_offset: at,
+                        with: "space that something else takes".to_owned(),
+                    }
+                    .into());
+                }
+            }
+            Ok(())
+        })?;
+        let mut space = Space::new(length, highest, block);
+        for gap in owned.gaps() {
+            self.release_gap(&mut space, gap)?;
+        }
+        state.space = space;
+        self.writer()?.length.store(length, Ordering::Release);
+        state.unplaced = self.geometry.blocks().saturating_sub(placed);
+        Ok(())
+    }
+
+    /// A gap, divided into what the file system says are holes and the rest. What we read of the file
+    /// has been synced, so that the holes are as durable as everything else.
+    fn release_gap(&self, space: &mut Space, gap: std::ops::Range<u64>) -> Result<()> {
+        // The file may end within its last mebibyte.
+        let gap = gap.start..crate::format::mib_floor(gap.end.min(space.length()));
+        for run in DataRuns::new(&*self.storage, gap.clone()) {
+            let run = run.map_err(|e| Error::io("cannot map the file's holes", gap.start, e))?;
+            let whole = crate::format::mib_floor(run.range.end);
+            let start = crate::format::mib_ceil(run.range.start).unwrap_or(whole).min(whole);
+            if run.data {
+                // Data that shares a mebibyte with a hole spoils it.
+                let start = crate::format::mib_floor(run.range.start).max(gap.start);
+                let end = crate::format::mib_ceil(run.range.end).unwrap_or(whole).min(gap.end);
+                space.release(start..end, Contents::Unknown);
+            } else {
+                space.release(start..whole, Contents::ZeroAfter(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the disk cleanly: everything written is durable, the log is retired, and free space at
+    /// the end of the file is given back. Afterwards the image can still be read. A second close does
+    /// nothing.
+    ///
+    /// An image that is dropped without this keeps its log; whoever opens it next replays it.
+    ///
+    /// # Errors
+    /// The image is open for reading or poisoned; writing fails. Then the file is as after a crash:
+    /// nothing that was flushed is lost.
+    pub fn close(&self) -> Result<()> {
+        self.writer()?.close()
+    }
+}
+
+impl Writer {
+    fn close(&self) -> Result<()> {
+        let mut log = self.log();
+        // Under the lock of the log nobody else begins, ends or poisons a session.
+        match self.status.load(Ordering::Acquire) {
+            CLOSED => return Ok(()),
+            RUNNING => {}
+            IDLE => {
+                self.status.store(CLOSED, Ordering::Release);
+                return Ok(());
+            }
+            _ => return Err(self.poisoned()),
+        }
+        // Those that come from now on find the image closed; those at work are waited for.
+        self.status.store(CLOSED, Ordering::Release);
+        self.wait_for_gates();
+        self.finish(&mut log).map_err(|error| self.poison(error))
+    }
+
+    fn finish(&self, log: &mut LogWriter) -> Result<()> {
+        let storage = &*self.file;
+        self.commit_all(log)?;
+        if log.is_live() {
+            self.sectors.apply()?;
+            self.sync(log)?;
+            log.retire(storage)?;
+            self.sync(log)?;
+            log.headers().put_second(storage)?;
+        }
+        self.reap()?;
+        self.cut()?;
+        self.sync(log)
+    }
+
+    /// Gives unused space at the end of the file back. The header must name no log.
+    fn cut(&self) -> Result<()> {
+        let mut state = self.state();
+        let cut = state.space.cut_length();
+        if cut < state.space.length() {
+            self.file.set_len(cut).map_err(|e| Error::io("cannot cut the file", cut, e))?;
+            state.space.truncated(cut);
+            self.length.store(cut, Ordering::Release);
+        }
+        Ok(())
+    }
+}
