@@ -54,4 +54,6 @@ pub mod storage;
 pub mod view;
 
 pub use error::{Error, ErrorKind, Holder, Result};
-pub use image::{CreateOptions, Cursor, Extent, ExtentState, Extents, Image, OpenOptions};
+pub use image::{
+    CreateOptions, Cursor, Extent, ExtentState, Extents, Image, OpenOptions, ResizeReport, Shrink,
+};

@@ -128,8 +128,7 @@ impl CreateOptions {
         // Bad options must not make a file.
         self.layout().map_err(|e| e.in_file(path))?;
         let file = File::options().read(true).write(true).create_new(true).open(path);
-        let file =
-            file.map_err(|e| Error::io_whole("cannot make the file", e).in_file(path))?;
+        let file = file.map_err(|e| Error::io_whole("cannot make the file", e).in_file(path))?;
         let made = self.create_storage(&FileStorage::from_file(file));
         if made.is_err() {
             // What went wrong is told already; a half-made file is no image, so it does no harm.
@@ -155,7 +154,8 @@ impl CreateOptions {
                 .allocate(all)
                 .map_err(|e| Error::io("cannot reserve space for the image", end, e))?;
         }
-        let present = |block| RawEntry::new(PayloadState::FullyPresent.to_raw(), layout.place(block));
+        let present =
+            |block| RawEntry::new(PayloadState::FullyPresent.to_raw(), layout.place(block));
         layout.write_bat(target, (0..blocks).map(|block| (block, present(block))))?;
         layout.finish(target)
     }

@@ -137,7 +137,9 @@ impl Extents<'_> {
         // Pages that were changed and are not in the file yet count as data, too.
         let changed = self.image.writer.as_ref().and_then(|w| w.sectors().next_from(here & !0xFFF));
         self.bat_data = match changed {
-            Some(changed) if changed < data.start => changed.max(here)..changed.saturating_add(4096),
+            Some(changed) if changed < data.start => {
+                changed.max(here)..changed.saturating_add(4096)
+            }
             _ => data,
         };
         let index = self.bat_data.start.saturating_sub(offset) / ENTRY_LENGTH;

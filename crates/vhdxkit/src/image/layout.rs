@@ -10,9 +10,9 @@
 //! with zeros; a crash after it leaves zeros or the whole image. The identifier fits one 512-byte
 //! sector but for the creator's name, which nobody relies upon.
 
+use zerocopy::FromZeros;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::FromZeros;
 
 use crate::format::bat::{ENTRIES_PER_PAGE, ENTRY_LENGTH, RawEntry};
 use crate::format::header::{Header, LOG_VERSION, VERSION};
@@ -129,9 +129,8 @@ impl Layout {
 
     /// Makes the file an image: everything durable first, then the identifier.
     pub(crate) fn finish(&self, target: &dyn Storage) -> Result<()> {
-        let sync = || {
-            target.sync().map_err(|e| Error::io_whole("cannot make the new image durable", e))
-        };
+        let sync =
+            || target.sync().map_err(|e| Error::io_whole("cannot make the new image durable", e));
         sync()?;
         let identifier = FileIdentifier::new(CREATOR);
         target

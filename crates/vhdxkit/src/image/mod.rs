@@ -30,8 +30,9 @@ pub use create::CreateOptions;
 pub use cursor::Cursor;
 pub use extents::{Extent, ExtentState, Extents};
 pub use open::OpenOptions;
-use write::Writer;
 pub(crate) use open::{DirtyLog, Recovered, open, read_image_parts};
+use write::Writer;
+pub use write::{ResizeReport, Shrink};
 
 /// An open VHDX disk.
 ///

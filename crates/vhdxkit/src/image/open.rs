@@ -180,8 +180,7 @@ impl Recovered {
 
 /// A dirty log is worth a remark, whatever is done about it.
 fn note_dirty(log: &Log, findings: &mut Findings) -> Result<()> {
-    if let (LogState::Dirty, Some(active), Some(place)) =
-        (log.state(), log.active(), log.place())
+    if let (LogState::Dirty, Some(active), Some(place)) = (log.state(), log.active(), log.place())
         && let (Some(first), Some(last)) = (active.entries().first(), active.head())
     {
         findings.report(Defect::DirtyLog {

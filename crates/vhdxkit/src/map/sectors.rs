@@ -11,7 +11,6 @@
 //! resurrect older ones.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -139,14 +138,6 @@ impl Sectors {
             }
         }
         Ok(())
-    }
-
-    /// Forgets the sectors of a range that a stable entry has zeroed or that is no metadata any more.
-    pub(crate) fn forget(&self, range: &Range<u64>) {
-        let mut waiting = self.waiting();
-        waiting.retain(|offset, _| !range.contains(offset));
-        let left = waiting.values().filter(|sector| sector.unlogged).count();
-        self.unlogged.store(left, Ordering::Relaxed);
     }
 
     /// The first sector at or after a file offset whose newest bytes are not in the file.

@@ -208,7 +208,8 @@ impl Space {
     pub(crate) fn step_ahead(&self, wanted: u64) -> Option<u64> {
         let step = self.block.saturating_mul(STEP_BLOCKS).clamp(LEAST_STEP, GREATEST_STEP);
         let step = step.min(wanted);
-        let free: u64 = self.fitting.iter().rev().take(64).map(|start| self.length_at(*start)).sum();
+        let free: u64 =
+            self.fitting.iter().rev().take(64).map(|start| self.length_at(*start)).sum();
         if free >= step.saturating_add(1) / 2 {
             return None;
         }

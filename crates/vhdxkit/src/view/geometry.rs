@@ -1,13 +1,13 @@
 //! The shape of the virtual disk (MS-VHDX 2.5, 2.6.2): sizes, and which BAT entry is whose. Rules
 //! V20 to V23 and V25.
 
-use crate::{Error, Result};
 use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::Guid;
 use crate::format::bat::{ENTRY_LENGTH, SECTORS_PER_BITMAP};
 use crate::format::limits::{MAX_BLOCK_SIZE, MAX_VIRTUAL_SIZE, MIN_BLOCK_SIZE};
 use crate::format::metadata::{FileParameters, HAS_PARENT, LEAVE_BLOCK_ALLOCATED};
+use crate::{Error, Result};
 
 use super::metadata::DiskItems;
 
@@ -135,11 +135,8 @@ impl Geometry {
     /// # Errors
     /// As [`for_new`](Self::for_new).
     pub(crate) fn resized(&self, virtual_size: u64) -> Result<Self> {
-        let judged = judge_size(
-            Some((virtual_size, 0)),
-            Some(self.logical_sector),
-            &mut Findings::strict(),
-        );
+        let judged =
+            judge_size(Some((virtual_size, 0)), Some(self.logical_sector), &mut Findings::strict());
         match judged {
             Ok(Some(virtual_size)) => Ok(Self { virtual_size, ..*self }),
             Ok(None) => Err(Error::invalid("a disk needs a size")),

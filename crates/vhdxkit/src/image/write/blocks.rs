@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use crate::format::LOG_SECTOR_LEN;
 use crate::format::bat::RawEntry;
 use crate::map::Place;
 use crate::storage::Storage;
@@ -79,11 +80,14 @@ impl Writer {
             self.grown(state, length);
             return Ok(());
         }
+        self.grow_by(state, need)
+    }
+
+    /// Extends the file so that `need` bytes are free at its end.
+    pub(super) fn grow_by(&self, state: &mut State, need: u64) -> Result<()> {
         let length = state.space.length_for(need);
         let length = length.ok_or_else(|| Error::limit("the file would be longer than 256 TiB"))?;
-        self.file
-            .set_len(length)
-            .map_err(|e| Error::io("cannot extend the file", length, e))?;
+        self.file.set_len(length).map_err(|e| Error::io("cannot extend the file", length, e))?;
         self.grown(state, length);
         Ok(())
     }
@@ -114,6 +118,25 @@ impl Writer {
             state.space.release(range, contents);
         }
         Ok(())
+    }
+
+    /// What was just written outside of the log has to be durable before the next entry.
+    pub(super) fn make_payload_first(&self) {
+        self.state().payload_first = true;
+    }
+
+    /// Changes a metadata sector in memory, if it is to be another one.
+    pub(super) fn change_to(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut now = [0; LOG_SECTOR_LEN];
+        self.sectors.read(offset, &mut now)?;
+        if now == bytes {
+            return Ok(());
+        }
+        self.sectors.change(offset, |sector| {
+            for (to, from) in sector.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+        })
     }
 
     /// Space that was handed out and not used after all.

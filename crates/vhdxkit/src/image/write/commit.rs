@@ -80,7 +80,7 @@ impl Image {
 }
 
 impl Writer {
-    fn flush(&self) -> Result<()> {
+    pub(super) fn flush(&self) -> Result<()> {
         let ignore = PoisonError::into_inner;
         let mut rounds = self.group.rounds.lock().unwrap_or_else(ignore);
         // The next round to begin sees everything that has returned by now.
@@ -168,8 +168,7 @@ impl Writer {
         let zeroes = std::mem::take(&mut state.zeroes);
         let images = self.sectors.take_unlogged(room);
         let more = self.sectors.unlogged() > 0;
-        let payload_first =
-            state.payload_first || state.exposed > state.space.durable_length();
+        let payload_first = state.payload_first || state.exposed > state.space.durable_length();
         let dropped = if more { Vec::new() } else { std::mem::take(&mut state.dropped) };
         if !more {
             state.payload_first = false;
@@ -179,7 +178,8 @@ impl Writer {
         let zero = |range: &std::ops::Range<u64>| {
             Change::Zero(range.start, range.end.saturating_sub(range.start))
         };
-        let data = |(offset, image): &SectorImage| Change::Data(*offset, std::sync::Arc::clone(image));
+        let data =
+            |(offset, image): &SectorImage| Change::Data(*offset, std::sync::Arc::clone(image));
         let changes = zeroes.iter().map(zero).chain(images.iter().map(data)).collect();
         let last = state.space.highest();
         Ok(Snapshot { images, changes, more, payload_first, dropped, zeroes, last })

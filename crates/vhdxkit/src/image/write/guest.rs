@@ -19,7 +19,7 @@ const ZERO_STEP: u64 = 64 << 10;
 /// A file system's unit: holes are made of whole ones.
 const HOLE_UNIT: u64 = 4096;
 /// So many sectors changed and not logged yet are committed without waiting for the guest's flush.
-const COMMIT_AT: usize = 64;
+pub(super) const COMMIT_AT: usize = 64;
 
 /// How a range is made to read as zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,7 +262,7 @@ fn failed(action: &'static str, at: u64) -> impl FnOnce(std::io::Error) -> Error
 }
 
 /// Makes a range of the file zeros, as holes where those are welcome.
-fn zero(writer: &Writer, range: Range<u64>, holes: bool) -> Result<()> {
+pub(super) fn zero(writer: &Writer, range: Range<u64>, holes: bool) -> Result<()> {
     if !holes {
         return write_zeros(writer, range);
     }

@@ -7,6 +7,7 @@
 //! * `blocks`: one change of a block's mapping at a time, and room for it.
 //! * `commit`: what a flush does: one log entry for all changes of the mapping so far, one sync.
 //! * `session`: the first write of all, and the clean close.
+//! * `resize`: another size.
 //!
 //! # What makes a mapping change safe
 //! A block's new entry is published (seen by readers, taken by the next commit) only when the payload
@@ -28,6 +29,7 @@
 mod blocks;
 mod commit;
 mod guest;
+mod resize;
 mod session;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -44,6 +46,7 @@ use crate::view::headers::HeaderPair;
 use crate::{Error, Result};
 
 use commit::Group;
+pub use resize::{ResizeReport, Shrink};
 
 /// Open for writing, nothing changed yet.
 const IDLE: u8 = 0;

@@ -59,6 +59,19 @@ impl Image {
         log.headers().put_second(storage)
     }
 
+    /// Learns anew which space is free, after the table has changed as a whole. Everything changed must
+    /// be in place.
+    pub(super) fn survey_again(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let mut log = writer.log();
+        // Holes count as proven: they have to be durable.
+        writer.sync(&mut log).map_err(|error| writer.poison(error))?;
+        let mut state = writer.state();
+        state.retired.clear();
+        state.dropped.clear();
+        self.survey(&mut state)
+    }
+
     /// Learns from the whole table which space is free.
     fn survey(&self, state: &mut State) -> Result<()> {
         let length = self.storage.length()?;
@@ -74,6 +87,9 @@ impl Image {
         }
         for region in self.regions.all() {
             claim(region.offset, u64::from(region.length));
+        }
+        for held in &state.held {
+            claim(held.start, held.end.saturating_sub(held.start));
         }
         let block = u64::from(self.geometry.block_size());
         let mut placed = 0u64;

@@ -1,0 +1,365 @@
+//! Changing the size of a disk.
+//!
+//! # One entry decides
+//! Old size or new size: which of them a crash leaves is decided by a single log entry, the one that
+//! carries the sector with the Virtual Disk Size. Everything before it changes only what the old size
+//! does not show; everything after it, what the new size does not show.
+//!
+//! **Growing.** First, outside of what the guest can see: the rest of the last block is zeroed (an
+//! earlier shrink, or another program, may have left bytes there), a fixed disk's new blocks get their
+//! places. When the table does not fit its region any more a new one is written to fresh space, whole,
+//! directly. A sync makes all this durable. Then the one entry: the size, and when the table moved
+//! both region tables. The old table's space is given to nobody before the next epoch of the log, since
+//! entries of the present one write to it when they are replayed.
+//!
+//! **Shrinking.** The one entry carries the size, and zeroes the table behind the new end. The space of
+//! the blocks behind it is free once the entry is stable.
+
+use std::ops::Range;
+
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
+
+use crate::findings::Findings;
+use crate::format::bat::{ENTRY_LENGTH, PayloadState, RawEntry};
+use crate::format::metadata::VIRTUAL_DISK_SIZE;
+use crate::format::region::{BAT_REGION, RegionTableEntry, encode_table};
+use crate::format::{LOG_SECTOR, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
+use crate::image::Image;
+use crate::image::layout::region_length;
+use crate::image::open::{Recovered, read_image_parts};
+use crate::map::{Bat, Block, Place, walk};
+use crate::storage::{DataRuns, Storage, StorageExt};
+use crate::view::geometry::{DiskType, Geometry};
+use crate::view::regions::Region;
+use crate::{Error, Result};
+
+use super::Writer;
+
+/// What a change of size did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResizeReport {
+    /// Bytes of the disk before.
+    pub size_before: u64,
+    /// Bytes of the disk after.
+    pub size_after: u64,
+    /// The block allocation table had to be written anew elsewhere in the file.
+    pub table_moved: bool,
+}
+
+/// Whether a smaller disk may lose data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shrink {
+    /// Only zeros may be cut off; anything else is refused.
+    ZerosOnly,
+    /// Whatever lies behind the new end is given up.
+    Anything,
+}
+
+const COPY_STEP: usize = 1 << 20;
+
+impl Image {
+    /// Gives the disk another size, a multiple of its logical sector size. A crash at any moment leaves
+    /// the old size or the new one. What a larger disk adds reads as zeros.
+    ///
+    /// # Errors
+    /// A size that the format does not allow; `shrink` does not allow what is to be cut off (then the
+    /// text names the first byte in question); and as [`flush`](Self::flush).
+    pub fn resize(&mut self, new_size: u64, shrink: Shrink) -> Result<ResizeReport> {
+        let (old, new) = (self.geometry, self.geometry.resized(new_size)?);
+        let mut report = ResizeReport {
+            size_before: old.virtual_size(),
+            size_after: new_size,
+            table_moved: false,
+        };
+        self.writer()?.require_usable()?;
+        if new_size == old.virtual_size() {
+            return Ok(report);
+        }
+        if new_size < old.virtual_size() && shrink == Shrink::ZerosOnly {
+            self.require_zeros(new_size..old.virtual_size())?;
+        }
+        let writer = self.writer()?;
+        self.begin_session(writer)?;
+        self.flush()?;
+        if new_size > old.virtual_size() {
+            report.table_moved = self.grow_disk(writer, &new)?;
+        } else {
+            self.shrink_disk(writer, &new)?;
+        }
+        self.reassemble()?;
+        Ok(report)
+    }
+
+    /// Refuses to cut off anything but zeros.
+    fn require_zeros(&self, range: Range<u64>) -> Result<()> {
+        let mut buf = vec![0; COPY_STEP];
+        for extent in self.extents(range) {
+            let extent = extent?;
+            let Some(place) = extent.file_offset else { continue };
+            let end = place.saturating_add(extent.length);
+            for_each_data(&*self.storage, place..end, &mut buf, &mut |at, bytes| {
+                let Some(first) = bytes.iter().position(|byte| *byte != 0) else { return Ok(()) };
+                let first = at.saturating_add(u64::try_from(first).unwrap_or_default());
+                let first = extent.start.saturating_add(first.saturating_sub(place));
+                Err(Error::invalid(format!(
+                    "the part to be cut off holds data, at byte {first} of the disk"
+                )))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the table had to move.
+    fn grow_disk(&self, writer: &Writer, new: &Geometry) -> Result<bool> {
+        self.clear_end_of_last_block(writer)?;
+        let added = self.geometry.blocks()..new.blocks();
+        let first = added.start;
+        let placed = match new.disk_type() {
+            DiskType::Fixed if !added.is_empty() => {
+                let count = added.end.saturating_sub(added.start);
+                Some(self.room_for(writer, count.saturating_mul(u64::from(new.block_size())))?)
+            }
+            _ => None,
+        };
+        let entry = |block: u64| match placed {
+            Some(place) => {
+                let number = block.saturating_sub(first);
+                let within = number.saturating_mul(u64::from(new.block_size()));
+                let at = place.offset.saturating_add(within);
+                RawEntry::new(PayloadState::FullyPresent.to_raw(), at)
+            }
+            None => RawEntry::default(),
+        };
+        let bat = self.regions.bat();
+        let moves = new.bat_bytes() > u64::from(bat.length);
+        if moves {
+            let region = self.write_new_table(writer, new, &entry, added)?;
+            self.stage_region(writer, region)?;
+        } else {
+            self.clear_new_entries(writer, new)?;
+            if placed.is_some() {
+                // Behind the old end of the table nobody looks: as many commits as it takes.
+                for block in added {
+                    self.bat.set(new.payload_index(block), entry(block))?;
+                    if writer.sectors.unlogged() >= super::guest::COMMIT_AT {
+                        writer.flush()?;
+                    }
+                }
+            }
+            writer.flush()?;
+        }
+        self.stage_size(writer, new)?;
+        self.commit_now(writer)?;
+        if moves {
+            // Entries of this epoch write to the old table: its space waits for the next one.
+            writer.state().held.push(bat.offset..bat.end());
+        }
+        Ok(moves)
+    }
+
+    fn shrink_disk(&self, writer: &Writer, new: &Geometry) -> Result<()> {
+        let page = u64::from(LOG_SECTOR) / ENTRY_LENGTH;
+        // The zeroed range goes in place at once, and no older image may follow it there.
+        writer.sectors.apply()?;
+        let (first, end) = (new.bat_entries(), self.geometry.bat_entries());
+        let whole = first.next_multiple_of(page);
+        for index in first..whole.min(end) {
+            self.bat.set(index, RawEntry::default())?;
+        }
+        if whole < end {
+            let at = |index: u64| self.rules.at(index);
+            let range = at(whole)..at(end.next_multiple_of(page));
+            writer.state().zeroes.push(range);
+        }
+        self.stage_size(writer, new)?;
+        self.commit_now(writer)
+    }
+
+    /// Zeroes what the last block has behind the end of the disk.
+    fn clear_end_of_last_block(&self, writer: &Writer) -> Result<()> {
+        let last = self.geometry.blocks().saturating_sub(1);
+        let used = self.geometry.used_bytes(last);
+        let Block::Present { file_offset } = self.block(last)? else { return Ok(()) };
+        let end = file_offset.saturating_add(u64::from(self.geometry.block_size()));
+        let rest = file_offset.saturating_add(used)..end;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if end > writer.length() {
+            // Another program's file, which ends with the disk.
+            let mut state = writer.state();
+            writer.file.set_len(end).map_err(|e| Error::io("cannot extend the file", end, e))?;
+            writer.grown(&mut state, end);
+        }
+        super::guest::zero(writer, rest, self.geometry.disk_type() != DiskType::Fixed)?;
+        writer.make_payload_first();
+        Ok(())
+    }
+
+    /// Clears entries that an enlarged table uses and that hold something, in as many commits as it
+    /// takes: nobody looks at them yet.
+    fn clear_new_entries(&self, writer: &Writer, new: &Geometry) -> Result<()> {
+        let (first, end) = (self.geometry.bat_entries(), new.bat_entries());
+        let mut junk = Vec::new();
+        let entries = end.saturating_sub(first);
+        walk(&*self.storage, self.rules.at(first), entries, &mut |stretch| {
+            let found = stretch.entries().filter(|(_, raw)| raw.0 != 0);
+            junk.extend(found.map(|(index, _)| index.saturating_add(first)));
+            Ok(())
+        })?;
+        for index in junk {
+            self.bat.set(index, RawEntry::default())?;
+            if writer.sectors.unlogged() >= super::guest::COMMIT_AT {
+                writer.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Room that reads as zeros, in one piece.
+    fn room_for(&self, writer: &Writer, length: u64) -> Result<Place> {
+        writer.reap()?;
+        let mut state = writer.state();
+        let place = match state.space.allocate(length) {
+            Some(place) => place,
+            None => {
+                writer.grow_by(&mut state, length)?;
+                let place = state.space.allocate(length);
+                place.ok_or_else(|| Error::limit("the file cannot grow any more"))?
+            }
+        };
+        state.space.used(place.end());
+        state.payload_first = true;
+        drop(state);
+        if !place.zero {
+            let range = place.offset..place.end();
+            let punched = writer.file.punch(range);
+            punched.map_err(|e| Error::io("cannot clear new space", place.offset, e))?;
+        }
+        Ok(place)
+    }
+
+    /// Writes the table for the new size to fresh space. It counts when the region table says so.
+    fn write_new_table(
+        &self,
+        writer: &Writer,
+        new: &Geometry,
+        entry: &dyn Fn(u64) -> RawEntry,
+        added: Range<u64>,
+    ) -> Result<Region> {
+        let length = region_length(new.bat_bytes())?;
+        // What is copied below is the file's own bytes: they have to be the newest.
+        writer.sectors.apply()?;
+        let place = self.room_for(writer, u64::from(length))?;
+        let failed = |at| move |e| Error::io("cannot write the new table", at, e);
+        let old = self.rules.bat_offset;
+        let used = old..old.saturating_add(self.geometry.bat_bytes());
+        for_each_data(&*self.storage, used, &mut vec![0; COPY_STEP], &mut |at, bytes| {
+            let to = place.offset.saturating_add(at.saturating_sub(old));
+            writer.file.write_at(to, bytes).map_err(failed(to))
+        })?;
+        for block in added {
+            let raw = entry(block);
+            if raw != RawEntry::default() {
+                let within = new.payload_index(block).saturating_mul(ENTRY_LENGTH);
+                let to = place.offset.saturating_add(within);
+                writer.file.write_at(to, &raw.0.to_le_bytes()).map_err(failed(to))?;
+            }
+        }
+        Ok(Region { offset: place.offset, length, ..self.regions.bat() })
+    }
+
+    /// Changes both region tables in memory.
+    fn stage_region(&self, writer: &Writer, bat: Region) -> Result<()> {
+        let entries: Vec<RegionTableEntry> = self
+            .regions
+            .all()
+            .iter()
+            .map(|region| if region.guid == BAT_REGION { bat } else { *region })
+            .map(|region| RegionTableEntry {
+                guid: region.guid,
+                file_offset: U64::new(region.offset),
+                length: region.length.into(),
+                required: u32::from(region.required).into(),
+            })
+            .collect();
+        let table = encode_table(&entries).ok_or_else(|| Error::limit("too many regions"))?;
+        for start in REGION_TABLE_OFFSETS {
+            for (offset, bytes) in
+                (start..).step_by(LOG_SECTOR_LEN).zip(table.chunks(LOG_SECTOR_LEN))
+            {
+                writer.change_to(offset, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the disk's size in memory.
+    fn stage_size(&self, writer: &Writer, new: &Geometry) -> Result<()> {
+        let item = self.metadata.system_item(VIRTUAL_DISK_SIZE);
+        let item = item.ok_or_else(|| Error::invalid("the image has no Virtual Disk Size"))?;
+        let size = U64::new(new.virtual_size());
+        // The item may lie across two sectors: it is changed byte by byte.
+        for (at, byte) in (item.offset..).zip(size.as_bytes()) {
+            let sector = at & !0xFFF;
+            let within = usize::try_from(at & 0xFFF).unwrap_or_default();
+            writer.sectors.change(sector, |bytes| {
+                if let Some(place) = bytes.get_mut(within) {
+                    *place = *byte;
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Commits what is staged, which is little enough for one entry, and puts it in place.
+    fn commit_now(&self, writer: &Writer) -> Result<()> {
+        writer.flush()?;
+        writer.sectors.apply()
+    }
+
+    /// Reads everything again that a new size changes.
+    fn reassemble(&mut self) -> Result<()> {
+        let writer = self.writer()?;
+        let recovered = Recovered {
+            storage: std::sync::Arc::clone(&self.storage),
+            file_size: self.file_size,
+            headers: self.headers.clone(),
+            log: self.log.clone(),
+        };
+        let parts = read_image_parts(&recovered, &mut Findings::strict())?;
+        let geometry = parts.geometry.ok_or_else(|| Error::invalid("the image has no sizes"))?;
+        let sectors = std::sync::Arc::clone(writer.sectors());
+        let offset = parts.regions.bat().offset;
+        self.bat = Bat::new(recovered.storage, offset, geometry.bat_entries()).over(sectors);
+        self.rules.geometry = geometry;
+        self.rules.bat_offset = offset;
+        self.geometry = geometry;
+        self.regions = parts.regions;
+        self.metadata = parts.metadata;
+        self.survey_again()
+    }
+}
+
+/// Calls `visit` with everything in a range of the file that is no hole, in pieces of `buf`.
+fn for_each_data(
+    file: &dyn Storage,
+    range: Range<u64>,
+    buf: &mut [u8],
+    visit: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    for run in DataRuns::new(file, range.clone()) {
+        let run = run.map_err(|e| Error::io("cannot map the file's holes", range.start, e))?;
+        let mut at = run.range.start;
+        while run.data && at < run.range.end {
+            let left = usize::try_from(run.range.end.saturating_sub(at)).unwrap_or(usize::MAX);
+            let length = left.min(buf.len());
+            let Some(part) = buf.get_mut(..length) else { break };
+            file.read_zero_filled(at, part)?;
+            visit(at, part)?;
+            at = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        }
+    }
+    Ok(())
+}
