@@ -34,14 +34,30 @@ impl Random {
 
 #[derive(Debug, Clone, Copy)]
 enum Operation {
-    Write { offset: u64, length: u64, value: u8 },
-    Zero { offset: u64, length: u64 },
+    Write {
+        offset: u64,
+        length: u64,
+        value: u8,
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+    },
     /// Aligned so that we always zero what is discarded; QEMU does not discard, and is told to zero.
-    Discard { offset: u64, length: u64 },
+    Discard {
+        offset: u64,
+        length: u64,
+    },
     Flush,
 }
 
-fn operations(random: &mut Random, size: u64, block: u64, fixed: bool, count: u64) -> Vec<Operation> {
+fn operations(
+    random: &mut Random,
+    size: u64,
+    block: u64,
+    fixed: bool,
+    count: u64,
+) -> Vec<Operation> {
     (0..count)
         .map(|_| {
             let near = match random.below(5) {
@@ -80,7 +96,9 @@ fn ours(image: &Image, operations: &[Operation]) {
             Operation::Zero { offset, length } => {
                 image.write_zeroes(offset..offset + length).unwrap();
             }
-            Operation::Discard { offset, length } => image.discard(offset..offset + length).unwrap(),
+            Operation::Discard { offset, length } => {
+                image.discard(offset..offset + length).unwrap()
+            }
             Operation::Flush => image.flush().unwrap(),
         }
     }

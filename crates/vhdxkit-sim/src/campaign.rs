@@ -1,0 +1,453 @@
+//! Crashing everything: classes of workloads, every state of every window, on all cores.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use vhdxkit::{CreateOptions, ErrorKind, OpenOptions};
+
+use crate::check::{check_state, record_recovery};
+use crate::disk::{SimDisk, Window};
+use crate::medium::{Medium, mix};
+use crate::model::{Expectation, Model};
+use crate::states::{Atoms, Survivors};
+use crate::workload::{self, Operation, Start, Workload};
+
+/// A kind of workload; figures are kept for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Up to three operations on an empty disk.
+    Fresh,
+    /// Up to three operations where free space holds foreign bytes.
+    Recycled,
+    /// Up to three operations on a fixed disk.
+    Fixed,
+    /// Up to three operations around the first sector bitmap entry.
+    Border,
+    /// Up to three operations with changes of size.
+    Resize,
+    /// Hundreds of operations, several epochs of the log.
+    Long,
+    /// Crashes of the recovery of all of the above.
+    Recovery,
+    /// Making an image.
+    Create,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Fresh,
+        Self::Recycled,
+        Self::Fixed,
+        Self::Border,
+        Self::Resize,
+        Self::Long,
+        Self::Recovery,
+        Self::Create,
+    ];
+
+    /// For the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh: up to 3 operations",
+            Self::Recycled => "recycled: foreign bytes in free space",
+            Self::Fixed => "fixed disk",
+            Self::Border => "border: blocks around a sector bitmap entry",
+            Self::Resize => "resize: grow, shrink, move the table",
+            Self::Long => "long: several epochs of the log",
+            Self::Recovery => "recovery crashed again (depth two)",
+            Self::Create => "create",
+        }
+    }
+
+    fn start(self) -> Start {
+        match self {
+            Self::Recycled => Start::Recycled,
+            Self::Fixed => Start::Fixed,
+            Self::Border => Start::Border,
+            _ => Start::Fresh,
+        }
+    }
+
+    /// Workload number `index`; `None` behind the last.
+    #[must_use]
+    pub fn workload(self, index: usize, seed: u64) -> Option<Workload> {
+        match self {
+            Self::Fresh | Self::Recycled | Self::Fixed | Self::Border | Self::Resize => {
+                let start = self.start();
+                let alphabet = workload::alphabet(start, self == Self::Resize);
+                sequence(&alphabet, index).map(|operations| Workload { start, operations })
+            }
+            Self::Long => {
+                let starts = [Start::Recycled, Start::Fresh, Start::Border, Start::Fixed];
+                let start = starts[index % 4];
+                let seed = mix(seed ^ index as u64);
+                Some(workload::long(start, seed, 25 + (seed % 376) as usize))
+            }
+            Self::Recovery | Self::Create => None,
+        }
+    }
+}
+
+/// Sequence number `index` over an alphabet: all of one operation, then all of two, then of three. A
+/// step through them that visits similar ones far apart.
+fn sequence(alphabet: &[Operation], index: usize) -> Option<Vec<Operation>> {
+    let n = alphabet.len();
+    let (mut index, mut length, mut count) = (index, 1, n);
+    while index >= count {
+        index -= count;
+        length += 1;
+        count *= n;
+        if length > 3 {
+            return None;
+        }
+    }
+    // A number that shares no factor with any power of n below 20 visits each once.
+    let mut index = index * 7919 % count;
+    let mut operations = Vec::new();
+    for _ in 0..length {
+        operations.push(alphabet[index % n]);
+        index /= n;
+    }
+    Some(operations)
+}
+
+/// How much to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Distinct states wanted of each class.
+    pub states: usize,
+    /// Of these classes.
+    pub classes: Vec<Class>,
+    /// Seed of everything that is chosen.
+    pub seed: u64,
+    /// Threads.
+    pub threads: usize,
+    /// Every so many distinct states, the recovery is crashed as well.
+    pub depth_two: usize,
+    /// Stop at the first failure.
+    pub fail_fast: bool,
+    /// No more than this.
+    pub limit: Duration,
+    /// Only this workload of each class.
+    pub only: Option<usize>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Workloads carried out.
+    pub workloads: usize,
+    /// Sync windows taken apart.
+    pub windows: usize,
+    /// Crash states made.
+    pub states: usize,
+    /// Different durable images among them.
+    pub distinct: HashSet<u64>,
+    /// Images that were checked: some with several expectations.
+    checked: HashSet<u64>,
+    /// What did not hold, told in full.
+    pub failures: Vec<String>,
+}
+
+/// What a campaign has found, by class.
+pub struct Outcome {
+    /// In the order of [`Class::ALL`].
+    pub tallies: Vec<(Class, Tally)>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+struct Shared<'a> {
+    plan: &'a Plan,
+    tallies: Vec<Mutex<Tally>>,
+    stop: AtomicBool,
+    started: Instant,
+}
+
+/// Crashes everything that the plan names.
+#[must_use]
+pub fn run(plan: &Plan) -> Outcome {
+    let shared = Shared {
+        plan,
+        tallies: Class::ALL.iter().map(|_| Mutex::default()).collect(),
+        stop: AtomicBool::new(false),
+        started: Instant::now(),
+    };
+    for &class in &plan.classes {
+        match class {
+            Class::Create => shared.create(),
+            Class::Recovery => {}
+            _ => shared.class(class),
+        }
+    }
+    let tally = |tally: Mutex<Tally>| tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let tallies = Class::ALL.into_iter().zip(shared.tallies.into_iter().map(tally)).collect();
+    Outcome { tallies, time: shared.started.elapsed() }
+}
+
+impl Shared<'_> {
+    fn tally(&self, class: Class, change: impl FnOnce(&mut Tally)) {
+        let number = Class::ALL.iter().position(|c| *c == class).expect("all are there");
+        change(&mut self.tallies[number].lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn enough(&self, class: Class) -> bool {
+        let mut enough =
+            self.stop.load(Ordering::Relaxed) || self.started.elapsed() > self.plan.limit;
+        self.tally(class, |tally| enough |= tally.distinct.len() >= self.plan.states);
+        enough
+    }
+
+    fn class(&self, class: Class) {
+        let next = AtomicUsize::new(self.plan.only.unwrap_or(0));
+        let media: Vec<(Start, Medium)> =
+            [Start::Fresh, Start::Recycled, Start::Fixed, Start::Border]
+                .map(|start| (start, start.medium()))
+                .to_vec();
+        std::thread::scope(|scope| {
+            for _ in 0..self.plan.threads.max(1) {
+                scope.spawn(|| {
+                    while !self.enough(class) {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        if self.plan.only.is_some_and(|only| index > only) {
+                            break;
+                        }
+                        let Some(work) = class.workload(index, self.plan.seed) else { break };
+                        let medium = media.iter().find(|(start, _)| *start == work.start);
+                        let medium = &medium.expect("every start has one").1;
+                        self.workload(class, index, &work, medium);
+                    }
+                });
+            }
+        });
+    }
+
+    fn workload(&self, class: Class, index: usize, work: &Workload, medium: &Medium) {
+        self.tally(class, |tally| tally.workloads += 1);
+        let told = || {
+            let operations = match work.operations.len() {
+                0..=12 => format!("{:?}", work.operations),
+                n => format!("{n} operations"),
+            };
+            format!(
+                "{}, {:?}, seed {}: {operations}\n    again: --class {class:?} --only {index} --seed {}",
+                class.name(),
+                work.start,
+                self.plan.seed,
+                self.plan.seed
+            )
+        };
+        match std::panic::catch_unwind(|| workload::run(work, medium)) {
+            Ok(Ok(windows)) => {
+                for (number, window) in windows.iter().enumerate() {
+                    if self.stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    self.window(class, number, window, work.start.metadata_end(), &told);
+                }
+            }
+            Ok(Err(error)) => self.fail(class, format!("{}\n    without a crash: {error}", told())),
+            Err(_) => self.fail(class, format!("{}\n    it panicked", told())),
+        }
+    }
+
+    fn window(
+        &self,
+        class: Class,
+        number: usize,
+        window: &Window,
+        metadata_end: u64,
+        told: &dyn Fn() -> String,
+    ) {
+        let atoms = Atoms::new(window, metadata_end);
+        let expected = hash(&*window.expected);
+        self.tally(class, |tally| tally.windows += 1);
+        for survivors in atoms.survivors(mix(self.plan.seed ^ number as u64)) {
+            let state = atoms.state(&survivors);
+            let image = state.hash();
+            let (mut new, mut count) = (false, 0);
+            self.tally(class, |tally| {
+                tally.states += 1;
+                tally.distinct.insert(image);
+                new = tally.checked.insert(mix(image) ^ expected);
+                count = tally.checked.len();
+            });
+            if !new {
+                continue;
+            }
+            if let Err(error) = checked(&state, &window.expected) {
+                let operation = window.operation;
+                let what = describe(&atoms, &survivors);
+                self.fail(
+                    class,
+                    format!(
+                        "{}\n    window {number}, operation {operation}\n{what}    {error}",
+                        told()
+                    ),
+                );
+                return;
+            }
+            let deeper = class != Class::Recovery && count.is_multiple_of(self.plan.depth_two);
+            if deeper && !self.enough(Class::Recovery) {
+                self.recovery(&state, &window.expected, metadata_end, told);
+            }
+        }
+    }
+
+    fn recovery(
+        &self,
+        state: &Medium,
+        expected: &Arc<Expectation>,
+        metadata_end: u64,
+        told: &dyn Fn() -> String,
+    ) {
+        self.tally(Class::Recovery, |tally| tally.workloads += 1);
+        match record_recovery(state, expected) {
+            Ok(windows) => {
+                for (number, window) in windows.iter().enumerate() {
+                    self.window(Class::Recovery, number, window, metadata_end, told);
+                }
+            }
+            Err(error) => self.fail(Class::Recovery, format!("{}\n    recovery: {error}", told())),
+        }
+    }
+
+    /// A half-made image is no image; a whole one is good.
+    fn create(&self) {
+        for variant in 0.. {
+            if self.enough(Class::Create) || variant >= 4000 {
+                return;
+            }
+            let size = (1 + variant % 40) << 20;
+            let options = CreateOptions::new(size)
+                .block_size(1 << 20 << (variant % 9))
+                .fixed(variant % 3 == 0 && variant % 9 < 4)
+                .reproducible(variant);
+            let model = Model::new(size, [0, size - 512]);
+            let disk = SimDisk::default();
+            disk.record(0, &model.expectation());
+            self.tally(Class::Create, |tally| tally.workloads += 1);
+            if let Err(error) = options.create_storage(&disk) {
+                self.fail(Class::Create, format!("create, variant {variant}: {error}"));
+                return;
+            }
+            for window in disk.windows() {
+                let atoms = Atoms::new(&window, 0);
+                self.tally(Class::Create, |tally| tally.windows += 1);
+                for survivors in atoms.survivors(mix(self.plan.seed ^ variant)) {
+                    let state = atoms.state(&survivors);
+                    let image = state.hash();
+                    let mut new = false;
+                    self.tally(Class::Create, |tally| {
+                        tally.states += 1;
+                        new = tally.distinct.insert(image);
+                    });
+                    if new && let Err(error) = created(&state, &window.expected) {
+                        let what = describe(&atoms, &survivors);
+                        self.fail(
+                            Class::Create,
+                            format!("create, variant {variant}\n{what}    {error}"),
+                        );
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn fail(&self, class: Class, text: String) {
+        self.tally(class, |tally| tally.failures.push(text));
+        if self.plan.fail_fast {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn created(state: &Medium, expected: &Expectation) -> Result<(), String> {
+    let disk = Arc::new(SimDisk::new(state.clone()));
+    match OpenOptions::new().open_storage(disk) {
+        Err(error) if error.kind() == ErrorKind::NotVhdx => Ok(()),
+        Err(error) => Err(format!("a half-made file looks like an image: {error}")),
+        Ok(image) => {
+            drop(image);
+            checked(state, expected)
+        }
+    }
+}
+
+fn checked(state: &Medium, expected: &Expectation) -> Result<(), String> {
+    std::panic::catch_unwind(|| check_state(state, expected))
+        .unwrap_or_else(|_| Err("it panicked".to_owned()))
+}
+
+fn describe(atoms: &Atoms<'_>, survivors: &Survivors) -> String {
+    let mut text = String::new();
+    for number in 0..atoms.len().min(40) {
+        let fate = match survivors.torn {
+            Some((torn, tear)) if torn == number => format!("torn ({tear:?})"),
+            _ if survivors.atoms.contains(&number) => "survives".to_owned(),
+            _ => "lost".to_owned(),
+        };
+        let _ = writeln!(text, "    {:<24} {fate}", atoms.describe(number));
+    }
+    text
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Outcome {
+    /// Everything that did not hold.
+    pub fn failures(&self) -> impl Iterator<Item = &String> {
+        self.tallies.iter().flat_map(|(_, tally)| &tally.failures)
+    }
+
+    /// Different durable images, over all classes.
+    #[must_use]
+    pub fn distinct(&self) -> usize {
+        self.tallies.iter().map(|(_, tally)| tally.distinct.len()).sum()
+    }
+
+    /// The figures, as Markdown.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let all = self.distinct().max(1);
+        let mut text = String::from(
+            "| class | workloads | sync windows | crash states | distinct images | share | failures |\n\
+             |---|---:|---:|---:|---:|---:|---:|\n",
+        );
+        for (class, tally) in self.tallies.iter().filter(|(_, tally)| tally.workloads > 0) {
+            let distinct = tally.distinct.len();
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {distinct} | {:.1} % | {} |",
+                class.name(),
+                tally.workloads,
+                tally.windows,
+                tally.states,
+                100.0 * distinct as f64 / all as f64,
+                tally.failures.len()
+            );
+        }
+        let sum = |f: fn(&Tally) -> usize| self.tallies.iter().map(|(_, t)| f(t)).sum::<usize>();
+        let _ = writeln!(
+            text,
+            "| **all** | {} | {} | {} | **{}** | | {} |",
+            sum(|t| t.workloads),
+            sum(|t| t.windows),
+            sum(|t| t.states),
+            self.distinct(),
+            sum(|t| t.failures.len())
+        );
+        text
+    }
+}

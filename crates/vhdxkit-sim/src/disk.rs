@@ -1,0 +1,156 @@
+//! A disk that remembers what was done to it since its last sync.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vhdxkit::storage::Storage;
+
+use crate::medium::Medium;
+use crate::model::Expectation;
+
+/// Something done to a disk that a crash may undo.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Bytes written at an offset.
+    Write(u64, Arc<[u8]>),
+    /// The length set.
+    SetLen(u64),
+    /// A range made zeros.
+    Punch(Range<u64>),
+}
+
+/// What was under way at a sync, or at the end: from here crash states are made.
+#[derive(Debug, Clone)]
+pub struct Window {
+    /// What every crash leaves.
+    pub durable: Medium,
+    /// What a crash may lose, in order.
+    pub events: Vec<Event>,
+    /// What the guest may then see.
+    pub expected: Arc<Expectation>,
+    /// The operation that was running, counted from zero.
+    pub operation: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    view: Medium,
+    durable: Medium,
+    events: Vec<Event>,
+    windows: Vec<Window>,
+    expected: Arc<Expectation>,
+    operation: usize,
+    recording: bool,
+}
+
+/// The disk.
+#[derive(Debug, Default)]
+pub struct SimDisk(Mutex<Inner>);
+
+impl SimDisk {
+    /// A disk that holds these bytes, all of them durable.
+    #[must_use]
+    pub fn new(medium: Medium) -> Self {
+        let inner = Inner { view: medium.clone(), durable: medium, ..Inner::default() };
+        Self(Mutex::new(inner))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("no panic while the disk is locked")
+    }
+
+    /// From now on every sync ends a window. What happens next is operation number `operation`, during
+    /// which a crash may show what `expected` says.
+    pub fn record(&self, operation: usize, expected: &Arc<Expectation>) {
+        let mut inner = self.inner();
+        inner.recording = true;
+        inner.operation = operation;
+        inner.expected = Arc::clone(expected);
+    }
+
+    /// Ends the last window and gives all of them.
+    #[must_use]
+    pub fn windows(&self) -> Vec<Window> {
+        let mut inner = self.inner();
+        inner.end_window();
+        std::mem::take(&mut inner.windows)
+    }
+
+    /// The bytes as they are now, durable or not.
+    #[must_use]
+    pub fn view(&self) -> Medium {
+        self.inner().view.clone()
+    }
+}
+
+impl Inner {
+    fn note(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    fn end_window(&mut self) {
+        let events = std::mem::take(&mut self.events);
+        if self.recording && !events.is_empty() {
+            self.windows.push(Window {
+                durable: self.durable.clone(),
+                events,
+                expected: Arc::clone(&self.expected),
+                operation: self.operation,
+            });
+        }
+    }
+}
+
+impl Storage for SimDisk {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(self.inner().view.read(offset, buf))
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let mut inner = self.inner();
+        let end = offset + buf.len() as u64;
+        if end > inner.view.len() {
+            inner.view.set_len(end);
+            inner.note(Event::SetLen(end));
+        }
+        inner.view.write(offset, buf);
+        inner.note(Event::Write(offset, buf.into()));
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.end_window();
+        inner.view.rebase();
+        inner.durable = inner.view.clone();
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.inner().view.len())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.view.set_len(length);
+        inner.note(Event::SetLen(length));
+        Ok(())
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        let mut inner = self.inner();
+        let range = range.start..range.end.min(inner.view.len());
+        inner.view.zero(range.clone());
+        inner.note(Event::Punch(range));
+        Ok(())
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        if range.end > self.len()? { self.set_len(range.end) } else { Ok(()) }
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok(self.inner().view.next_data(offset))
+    }
+}

@@ -1,0 +1,15 @@
+//! Crashes the write path of vhdxkit in every way, and checks what is left.
+//!
+//! A [`workload`] runs the real library on a simulated [`disk`], which remembers what was done since
+//! the last sync. From each such window [`states`] makes what a power loss or a kill could leave; each
+//! different one is opened, recovered and judged by [`check`] against the guest's [`model`]. A
+//! [`campaign`] does that for classes of workloads and counts.
+
+pub mod campaign;
+pub mod check;
+pub mod disk;
+pub mod medium;
+pub mod model;
+pub mod random;
+pub mod states;
+pub mod workload;

@@ -1,0 +1,96 @@
+//! `vhdxkit-sim`: crash the write path, print the figures.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use vhdxkit_sim::campaign::{Class, Plan, run};
+
+/// Crash the write path of vhdxkit in every way, and check what is left.
+#[derive(Debug, Parser)]
+#[command(before_help = "\
+Examples:
+  vhdxkit-sim                                  a small run of every class, about two minutes
+  vhdxkit-sim --states 150000                  the long run: more than a million distinct images
+  vhdxkit-sim --class Long --only 17 --seed 5  one workload again")]
+struct Arguments {
+    /// Distinct durable images wanted of each class.
+    #[arg(long, default_value_t = 20_000)]
+    states: usize,
+    /// Only this class; may be repeated.
+    #[arg(long)]
+    class: Vec<ClassName>,
+    /// Only this workload of a class.
+    #[arg(long)]
+    only: Option<usize>,
+    /// Seed of everything that is chosen.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads; all cores without this.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Every so many states the recovery is crashed, too.
+    #[arg(long, default_value_t = 12)]
+    depth_two: usize,
+    /// Go on after a failure.
+    #[arg(long)]
+    keep_going: bool,
+    /// Seconds after which no new workload is begun.
+    #[arg(long, default_value_t = 3600)]
+    seconds: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum ClassName {
+    Fresh,
+    Recycled,
+    Fixed,
+    Border,
+    Resize,
+    Long,
+    Create,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let named = arguments.class.iter().map(|name| match name {
+        ClassName::Fresh => Class::Fresh,
+        ClassName::Recycled => Class::Recycled,
+        ClassName::Fixed => Class::Fixed,
+        ClassName::Border => Class::Border,
+        ClassName::Resize => Class::Resize,
+        ClassName::Long => Class::Long,
+        ClassName::Create => Class::Create,
+    });
+    let mut classes: Vec<Class> = named.collect();
+    if classes.is_empty() {
+        classes = Class::ALL.to_vec();
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // A panic of the code under test is a finding, and is told with its workload.
+    std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    let outcome = run(&Plan {
+        states: arguments.states,
+        classes,
+        seed: arguments.seed,
+        threads: arguments.threads.unwrap_or(cores),
+        depth_two: arguments.depth_two.max(1),
+        fail_fast: !arguments.keep_going,
+        limit: Duration::from_secs(arguments.seconds),
+        only: arguments.only,
+    });
+    print!("{}", outcome.table());
+    let rate = outcome.distinct() as f64 / outcome.time.as_secs_f64().max(0.001);
+    println!(
+        "\n{:.0} s, {rate:.0} distinct images a second, seed {}",
+        outcome.time.as_secs_f64(),
+        arguments.seed
+    );
+    let mut failed = false;
+    for failure in outcome.failures() {
+        failed = true;
+        println!("\nFAILED: {failure}");
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

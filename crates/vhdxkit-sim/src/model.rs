@@ -1,0 +1,183 @@
+//! What a guest may see after a crash.
+//!
+//! The model watches some sectors of the disk, its *cells*: the first, second, middle and last sector
+//! of the blocks that a workload uses. Each write stamps a sector with where it is and which write it
+//! was, so that another sector's bytes, an older write's, and bytes that never belonged to the guest
+//! are told apart.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use vhdxkit::Image;
+
+/// Bytes of a cell.
+pub const SECTOR: u64 = 512;
+
+/// Zeros.
+const ZERO: u64 = 0;
+
+/// What a crash may show: sizes of the disk, and for each cell the writes it may hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Expectation {
+    /// Any of these.
+    pub sizes: Vec<u64>,
+    /// By offset on the disk; the last one is the newest. Zero stands for zeros.
+    pub cells: Vec<(u64, Vec<u64>)>,
+}
+
+/// A cell's 512 bytes after write number `version`.
+#[must_use]
+pub fn stamp(offset: u64, version: u64) -> [u8; SECTOR as usize] {
+    let mut bytes = [0; SECTOR as usize];
+    if version != ZERO {
+        for pair in bytes.chunks_exact_mut(16) {
+            pair[..8].copy_from_slice(&(offset ^ 0x5641_4C55_4500_0000).to_le_bytes());
+            pair[8..].copy_from_slice(&version.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Which write a cell holds.
+fn version_of(offset: u64, bytes: &[u8]) -> Result<u64, String> {
+    let version = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes"));
+    if bytes == stamp(offset, version) {
+        return Ok(version);
+    }
+    let place = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    Err(match bytes.chunks_exact(16).all(|pair| pair == &bytes[..16]) {
+        true if place == FOREIGN => "bytes that were never the guest's".to_owned(),
+        true => format!("the bytes of sector {:#x}", place ^ 0x5641_4C55_4500_0000),
+        false => format!("a mixture: {:02x?}...", &bytes[..16]),
+    })
+}
+
+/// Marks file space that nobody owns.
+pub const FOREIGN: u64 = 0xF0F1_F2F3_F4F5_F6F7;
+
+/// A sector of foreign bytes.
+#[must_use]
+pub fn foreign() -> Vec<u8> {
+    [FOREIGN.to_le_bytes(), FOREIGN.to_le_bytes()].concat().repeat(32)
+}
+
+/// The guest's own knowledge.
+#[derive(Debug, Clone)]
+pub struct Model {
+    size: u64,
+    sizes: Vec<u64>,
+    cells: BTreeMap<u64, Vec<u64>>,
+    version: u64,
+}
+
+impl Model {
+    /// A disk of zeros, watched at these offsets.
+    #[must_use]
+    pub fn new(size: u64, cells: impl IntoIterator<Item = u64>) -> Self {
+        let cells = cells.into_iter().map(|offset| (offset, vec![ZERO])).collect();
+        Self { size, sizes: vec![size], cells, version: 0 }
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The next write's number.
+    pub fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    /// A range is being given the contents of write `version`; zero for zeros.
+    pub fn put(&mut self, range: Range<u64>, version: u64) {
+        for (_, allowed) in self.cells.range_mut(range) {
+            if allowed.last() != Some(&version) {
+                allowed.push(version);
+            }
+        }
+    }
+
+    /// Everything written so far is durable.
+    pub fn acknowledge(&mut self) {
+        for allowed in self.cells.values_mut() {
+            allowed.drain(..allowed.len() - 1);
+        }
+        self.sizes = vec![self.size];
+    }
+
+    /// The disk is being given another size.
+    pub fn resize(&mut self, size: u64) {
+        self.sizes = vec![self.size, size];
+        self.size = size;
+    }
+
+    /// The disk has the other size, durably: what was cut off is gone.
+    pub fn resized(&mut self) {
+        let size = self.size;
+        for (_, allowed) in self.cells.range_mut(size..) {
+            *allowed = vec![ZERO];
+        }
+        self.acknowledge();
+    }
+
+    /// The disk has gone back to one of the states it may be in: this is what it shows. A crash may
+    /// still show any of the others, since nothing was made durable on the way.
+    pub fn now_is(&mut self, seen: &[u64]) {
+        let Some((size, versions)) = seen.split_first() else { return };
+        self.size = *size;
+        for ((_, allowed), version) in self.cells.range_mut(..*size).zip(versions) {
+            allowed.push(*version);
+        }
+    }
+
+    /// What a crash may show now.
+    #[must_use]
+    pub fn expectation(&self) -> Arc<Expectation> {
+        let cells = self.cells.iter().map(|(offset, allowed)| (*offset, allowed.clone()));
+        Arc::new(Expectation { sizes: self.sizes.clone(), cells: cells.collect() })
+    }
+
+    /// Reads every cell of a living image: it must hold the newest write.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn require_newest(&self, image: &Image) -> Result<(), String> {
+        let mut bytes = [0; SECTOR as usize];
+        for (&offset, allowed) in self.cells.range(..self.size) {
+            image
+                .read_at(offset, &mut bytes)
+                .map_err(|e| format!("cannot read {offset:#x}: {e}"))?;
+            let found = version_of(offset, &bytes).map_err(|e| format!("{offset:#x} shows {e}"))?;
+            if allowed.last() != Some(&found) {
+                return Err(format!("{offset:#x} shows write {found}, not {:?}", allowed.last()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The contents of the cells as an image shows them, each judged.
+///
+/// # Errors
+/// What is wrong: another size, a cell that cannot be read, or one that shows what it must not.
+pub fn judge(image: &Image, expected: &Expectation) -> Result<Vec<u64>, String> {
+    let size = image.virtual_size();
+    if !expected.sizes.contains(&size) {
+        return Err(format!("the disk has {size} bytes, expected one of {:?}", expected.sizes));
+    }
+    let mut bytes = [0; SECTOR as usize];
+    let mut seen = vec![size];
+    for (offset, allowed) in expected.cells.iter().filter(|(offset, _)| *offset < size) {
+        image.read_at(*offset, &mut bytes).map_err(|e| format!("cannot read {offset:#x}: {e}"))?;
+        let found = version_of(*offset, &bytes)
+            .map_err(|e| format!("{offset:#x} shows {e}; allowed are writes {allowed:?}"))?;
+        if !allowed.contains(&found) {
+            return Err(format!("{offset:#x} shows write {found}; allowed are {allowed:?}"));
+        }
+        seen.push(found);
+    }
+    Ok(seen)
+}
