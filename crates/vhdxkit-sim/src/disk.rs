@@ -44,20 +44,67 @@ struct Inner {
     recording: bool,
 }
 
+/// When something is done beside what the disk is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The next write at or behind this offset has been issued, and has not arrived.
+    Write(u64),
+    /// The next sync has begun, and has not ended.
+    Sync,
+}
+
+type Hook = (Moment, Box<dyn FnOnce() + Send>);
+
 /// The disk.
-#[derive(Debug, Default)]
-pub struct SimDisk(Mutex<Inner>);
+#[derive(Default)]
+pub struct SimDisk {
+    inner: Mutex<Inner>,
+    hook: Mutex<Option<Hook>>,
+}
+
+impl std::fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SimDisk").field(&self.inner).finish()
+    }
+}
 
 impl SimDisk {
     /// A disk that holds these bytes, all of them durable.
     #[must_use]
     pub fn new(medium: Medium) -> Self {
         let inner = Inner { view: medium.clone(), durable: medium, ..Inner::default() };
-        Self(Mutex::new(inner))
+        Self { inner: Mutex::new(inner), hook: Mutex::default() }
+    }
+
+    /// Runs `action` at a moment to come, while the operation that brought it waits.
+    pub fn at(&self, moment: Moment, action: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().expect("no panic under this lock") = Some((moment, Box::new(action)));
+    }
+
+    /// Runs the action now if its moment has not come; tells whether it had.
+    pub fn settle(&self) -> bool {
+        let hook = self.hook.lock().expect("no panic under this lock").take();
+        let came = hook.is_none();
+        if let Some((_, action)) = hook {
+            action();
+        }
+        came
+    }
+
+    fn reach(&self, now: impl Fn(Moment) -> bool) {
+        let due = {
+            let mut hook = self.hook.lock().expect("no panic under this lock");
+            if hook.as_ref().is_some_and(|(moment, _)| now(*moment)) { hook.take() } else { None }
+        };
+        if let Some((_, action)) = due {
+            // On a thread of its own: another of the guest's, not a call within this one.
+            let done = std::thread::spawn(action).join();
+            assert!(done.is_ok(), "what ran beside this has panicked");
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().expect("no panic while the disk is locked")
+        self.inner.lock().expect("no panic while the disk is locked")
     }
 
     /// From now on every sync ends a window. What happens next is operation number `operation`, during
@@ -108,6 +155,7 @@ impl Storage for SimDisk {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.reach(|moment| matches!(moment, Moment::Write(from) if offset >= from));
         let mut inner = self.inner();
         let end = offset + buf.len() as u64;
         if end > inner.view.len() {
@@ -120,10 +168,18 @@ impl Storage for SimDisk {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let (covered, view) = {
+            let mut inner = self.inner();
+            inner.view.rebase();
+            (inner.events.len(), inner.view.clone())
+        };
+        self.reach(|moment| moment == Moment::Sync);
         let mut inner = self.inner();
+        // What came while the sync was under way may have been lost or kept, before as after it.
+        let later = inner.events.get(covered..).unwrap_or_default().to_vec();
         inner.end_window();
-        inner.view.rebase();
-        inner.durable = inner.view.clone();
+        inner.durable = view;
+        inner.events = later;
         Ok(())
     }
 

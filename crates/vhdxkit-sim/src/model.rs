@@ -62,6 +62,10 @@ pub fn foreign() -> Vec<u8> {
     [FOREIGN.to_le_bytes(), FOREIGN.to_le_bytes()].concat().repeat(32)
 }
 
+/// The writes that had returned at some moment.
+#[derive(Debug, Clone)]
+pub struct Mark(Vec<(u64, usize)>);
+
 /// The guest's own knowledge.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -104,6 +108,22 @@ impl Model {
     pub fn acknowledge(&mut self) {
         for allowed in self.cells.values_mut() {
             allowed.drain(..allowed.len() - 1);
+        }
+        self.sizes = vec![self.size];
+    }
+
+    /// What a flush that begins now will make durable.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark(self.cells.iter().map(|(offset, allowed)| (*offset, allowed.len())).collect())
+    }
+
+    /// A flush has ended that began at the mark.
+    pub fn acknowledge_up_to(&mut self, mark: &Mark) {
+        for (offset, count) in &mark.0 {
+            if let Some(allowed) = self.cells.get_mut(offset) {
+                allowed.drain(..count.saturating_sub(1));
+            }
         }
         self.sizes = vec![self.size];
     }

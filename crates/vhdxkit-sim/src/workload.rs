@@ -1,11 +1,11 @@
 //! What a guest does before the crash.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vhdxkit::storage::Storage;
 use vhdxkit::{CreateOptions, Image, OpenOptions, Shrink};
 
-use crate::disk::{SimDisk, Window};
+use crate::disk::{Moment, SimDisk, Window};
 use crate::medium::Medium;
 use crate::model::{Model, SECTOR, foreign, stamp};
 use crate::random::Random;
@@ -35,6 +35,15 @@ pub enum Operation {
     Close,
     /// The process dies; what it wrote is all there. Open again.
     Kill,
+    /// Write a part of a block and make it durable.
+    Store(u64),
+    /// Write a part of a block; while its bytes are on their way, another thread flushes.
+    FlushDuringWrite(u64),
+    /// Flush; while that is on its way, another thread discards the first block and writes the other.
+    ChurnDuringFlush(u64, u64),
+    /// Write to a block that has a place; while the bytes are on their way, another thread discards that
+    /// block, flushes, and writes the other block.
+    ReuseDuringWrite(u64, u64),
     /// Another size, in MiB. What is cut off may be anything.
     Resize(u64),
 }
@@ -128,7 +137,7 @@ impl Start {
 /// A running workload.
 struct Guest {
     disk: Arc<SimDisk>,
-    image: Option<Image>,
+    image: Option<Arc<Image>>,
     model: Model,
     start: Start,
     opened: u64,
@@ -156,11 +165,11 @@ impl Guest {
         self.opened += 1;
         let options = OpenOptions::new().write(true).reproducible(self.opened * 1_000_003);
         let image = options.open_storage(self.disk.clone()).map_err(|e| e.to_string())?;
-        self.image = Some(image);
+        self.image = Some(Arc::new(image));
         Ok(())
     }
 
-    fn image(&self) -> &Image {
+    fn image(&self) -> &Arc<Image> {
         self.image.as_ref().expect("it is open")
     }
 
@@ -186,6 +195,14 @@ impl Guest {
             Operation::Flush => self.flush(number),
             Operation::Close => self.reopen(number, true),
             Operation::Kill => self.reopen(number, false),
+            Operation::Store(block) => {
+                let start = block * self.start.block();
+                let wrote = self.write(number, &[(start + SECTOR, SECTOR)]);
+                wrote.and_then(|()| self.flush(number))
+            }
+            Operation::FlushDuringWrite(block) => self.flush_during_write(number, block),
+            Operation::ChurnDuringFlush(one, other) => self.churn_during_flush(number, one, other),
+            Operation::ReuseDuringWrite(one, other) => self.reuse_during_write(number, one, other),
             Operation::Resize(mebibytes) => self.resize(number, mebibytes * MIB),
         };
         ran?;
@@ -257,14 +274,118 @@ impl Guest {
         self.open()
     }
 
+    fn flush_during_write(&mut self, number: usize, block: u64) -> Result<(), String> {
+        let at = block * self.start.block() + SECTOR;
+        if at >= self.model.size() {
+            return Ok(());
+        }
+        let mark = self.model.mark();
+        let image = Arc::clone(self.image());
+        let failed = Shared::default();
+        let told = failed.clone();
+        self.disk.at(Moment::Write(self.start.metadata_end()), move || told.note(image.flush()));
+        self.write(number, &[(at, SECTOR)])?;
+        self.disk.settle();
+        failed.take()?;
+        self.model.acknowledge_up_to(&mark);
+        self.begin(number);
+        Ok(())
+    }
+
+    fn churn_during_flush(&mut self, number: usize, one: u64, other: u64) -> Result<(), String> {
+        let mark = self.model.mark();
+        let action = self.discard_and_write(one, other, false);
+        self.begin(number);
+        let failed = Shared::default();
+        let told = failed.clone();
+        self.disk.at(Moment::Sync, move || told.note(action()));
+        self.image().flush().map_err(|e| e.to_string())?;
+        self.disk.settle();
+        failed.take()?;
+        self.model.acknowledge_up_to(&mark);
+        self.begin(number);
+        Ok(())
+    }
+
+    fn reuse_during_write(&mut self, number: usize, one: u64, other: u64) -> Result<(), String> {
+        let start = one * self.start.block();
+        let mut extents = self.image().extents(start..start + SECTOR);
+        let placed = extents.next().is_some_and(|e| e.is_ok_and(|e| e.file_offset.is_some()));
+        drop(extents);
+        if !placed || self.start == Start::Fixed {
+            return Ok(());
+        }
+        let version = self.model.next_version();
+        self.model.put(start..start + SECTOR, version);
+        let block = start..start + self.start.block();
+        self.model.put(block, 0);
+        let mark = self.model.mark();
+        let action = self.discard_and_write(one, other, true);
+        self.begin(number);
+        let failed = Shared::default();
+        let told = failed.clone();
+        self.disk.at(Moment::Write(self.start.metadata_end()), move || told.note(action()));
+        self.image().write_at(start, &stamp(start, version)).map_err(|e| e.to_string())?;
+        self.disk.settle();
+        failed.take()?;
+        self.model.acknowledge_up_to(&mark);
+        self.begin(number);
+        Ok(())
+    }
+
+    /// What another thread does: discards a block, flushes if it is told to, writes to another.
+    fn discard_and_write(
+        &mut self,
+        one: u64,
+        other: u64,
+        flush: bool,
+    ) -> impl FnOnce() -> vhdxkit::Result<()> + Send + 'static {
+        let start = one * self.start.block();
+        let dropped = start..(start + self.start.block()).min(self.model.size()).max(start);
+        if self.start != Start::Fixed {
+            self.model.put(dropped.clone(), 0);
+        }
+        let version = self.model.next_version();
+        let at = other * self.start.block() + SECTOR;
+        self.model.put(at..at + SECTOR, version);
+        let image = Arc::clone(self.image());
+        move || {
+            image.discard(dropped)?;
+            if flush {
+                image.flush()?;
+            }
+            image.write_at(at, &stamp(at, version))
+        }
+    }
+
     fn resize(&mut self, number: usize, size: u64) -> Result<(), String> {
         self.model.resize(size);
         self.begin(number);
-        let image = self.image.as_mut().expect("it is open");
+        let image = self.image.as_mut().and_then(Arc::get_mut);
+        let image = image.expect("it is open, and nobody else uses it");
         image.resize(size, Shrink::Anything).map_err(|e| e.to_string())?;
         self.model.resized();
         self.begin(number);
         Ok(())
+    }
+}
+
+/// An error that another thread has met.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Option<String>>>);
+
+impl Shared {
+    fn note(&self, result: vhdxkit::Result<()>) {
+        if let Err(error) = result {
+            *self.0.lock().expect("no panic under this lock") = Some(error.to_string());
+        }
+    }
+
+    fn take(&self) -> Result<(), String> {
+        match self.0.lock().expect("no panic under this lock").take() {
+            Some(error) => Err(format!("beside it: {error}")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -293,11 +414,15 @@ pub fn alphabet(start: Start, resize: bool) -> Vec<Operation> {
     let mut operations = vec![
         Part(a),
         Part(b),
+        Store(a),
         Across(a),
         ZeroPart(a),
         Zero(a),
         Discard(a),
         Discard(b),
+        FlushDuringWrite(a),
+        ChurnDuringFlush(a, b),
+        ReuseDuringWrite(a, b),
         Flush,
         Close,
         Kill,
@@ -325,6 +450,9 @@ pub fn long(start: Start, seed: u64, length: usize) -> Workload {
             14 => ZeroPart(block),
             15..=18 => Discard(block),
             19 => DiscardPart(block),
+            21 => FlushDuringWrite(block),
+            22 => ChurnDuringFlush(block, blocks[0] + 3),
+            23 => ReuseDuringWrite(block, blocks[0] + 3),
             20 if random.below(6) == 0 => Close,
             20 if random.below(4) == 0 => Kill,
             _ => Flush,
