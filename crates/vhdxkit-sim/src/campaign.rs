@@ -29,6 +29,8 @@ pub enum Class {
     Border,
     /// Up to three operations with changes of size.
     Resize,
+    /// Up to four operations when the log is almost full.
+    Epoch,
     /// Hundreds of operations, several epochs of the log.
     Long,
     /// Crashes of the recovery of all of the above.
@@ -39,12 +41,13 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
         Self::Border,
         Self::Resize,
+        Self::Epoch,
         Self::Long,
         Self::Recovery,
         Self::Create,
@@ -59,6 +62,7 @@ impl Class {
             Self::Fixed => "fixed disk",
             Self::Border => "border: blocks around a sector bitmap entry",
             Self::Resize => "resize: grow, shrink, move the table",
+            Self::Epoch => "epoch: the log is almost full",
             Self::Long => "long: several epochs of the log",
             Self::Recovery => "recovery crashed again (depth two)",
             Self::Create => "create",
@@ -80,8 +84,18 @@ impl Class {
         match self {
             Self::Fresh | Self::Recycled | Self::Fixed | Self::Border | Self::Resize => {
                 let start = self.start();
-                let alphabet = workload::alphabet(start, self == Self::Resize);
-                sequence(&alphabet, index).map(|operations| Workload { start, operations })
+                let alphabet = match self {
+                    Self::Resize => workload::resizes(),
+                    _ => workload::alphabet(start),
+                };
+                let operations = sequence(&alphabet, index, 3)?;
+                Some(Workload { start, commits: 0, operations })
+            }
+            Self::Epoch => {
+                let start = [Start::Recycled, Start::Fresh][index % 2];
+                let operations = sequence(&workload::at_the_end_of_an_epoch(), index / 2, 4)?;
+                // 127 entries of two sectors fill a log of 256 sectors.
+                Some(Workload { start, commits: 124 + index / 2 % 4, operations })
             }
             Self::Long => {
                 let starts = [Start::Recycled, Start::Fresh, Start::Border, Start::Fixed];
@@ -94,16 +108,16 @@ impl Class {
     }
 }
 
-/// Sequence number `index` over an alphabet: all of one operation, then all of two, then of three. A
-/// step through them that visits similar ones far apart.
-fn sequence(alphabet: &[Operation], index: usize) -> Option<Vec<Operation>> {
+/// Sequence number `index` over an alphabet: all of one operation, then all of two, and so on to
+/// `longest`. A step through them that visits similar ones far apart.
+fn sequence(alphabet: &[Operation], index: usize, longest: usize) -> Option<Vec<Operation>> {
     let n = alphabet.len();
     let (mut index, mut length, mut count) = (index, 1, n);
     while index >= count {
         index -= count;
         length += 1;
         count *= n;
-        if length > 3 {
+        if length > longest {
             return None;
         }
     }

@@ -48,6 +48,7 @@ enum ClassName {
     Fixed,
     Border,
     Resize,
+    Epoch,
     Long,
     Create,
 }
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         ClassName::Fixed => Class::Fixed,
         ClassName::Border => Class::Border,
         ClassName::Resize => Class::Resize,
+        ClassName::Epoch => Class::Epoch,
         ClassName::Long => Class::Long,
         ClassName::Create => Class::Create,
     });

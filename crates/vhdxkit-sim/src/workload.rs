@@ -66,6 +66,8 @@ pub enum Start {
 pub struct Workload {
     /// Where it begins.
     pub start: Start,
+    /// So many commits before that, which are not crashed: they fill the log.
+    pub commits: usize,
     /// What is done.
     pub operations: Vec<Operation>,
 }
@@ -141,6 +143,7 @@ struct Guest {
     model: Model,
     start: Start,
     opened: u64,
+    quiet: bool,
 }
 
 /// Carries a workload out, and gives what a crash could interrupt.
@@ -150,8 +153,10 @@ struct Guest {
 pub fn run(workload: &Workload, medium: &Medium) -> Result<Vec<Window>, String> {
     let disk = Arc::new(SimDisk::new(medium.clone()));
     let model = workload.start.model();
-    let mut guest = Guest { disk, image: None, model, start: workload.start, opened: 0 };
+    let mut guest =
+        Guest { disk, image: None, model, start: workload.start, opened: 0, quiet: false };
     guest.open()?;
+    guest.fill_log(workload.commits)?;
     for (number, operation) in workload.operations.iter().enumerate() {
         guest
             .step(number, *operation)
@@ -209,7 +214,26 @@ impl Guest {
         self.model.require_newest(self.image())
     }
 
+    /// One commit after another, nothing recorded.
+    fn fill_log(&mut self, commits: usize) -> Result<(), String> {
+        self.quiet = true;
+        let block = self.start.blocks()[2];
+        for commit in 0..commits {
+            let change = match commit % 2 {
+                0 => Operation::Part(block),
+                _ => Operation::Discard(block),
+            };
+            self.step(0, change)?;
+            self.step(0, Operation::Flush)?;
+        }
+        self.quiet = false;
+        Ok(())
+    }
+
     fn begin(&self, number: usize) {
+        if self.quiet {
+            return;
+        }
         self.disk.record(number, &self.model.expectation());
     }
 
@@ -391,26 +415,12 @@ impl Shared {
 
 /// The operations of short workloads.
 #[must_use]
-pub fn alphabet(start: Start, resize: bool) -> Vec<Operation> {
-    use Operation::*;
+pub fn alphabet(start: Start) -> Vec<Operation> {
+    use Operation::{
+        Across, Block, ChurnDuringFlush, Close, Discard, DiscardPart, Flush, FlushDuringWrite,
+        Kill, Part, ReuseDuringWrite, Store, Zero, ZeroPart,
+    };
     let [a, b, _] = start.blocks();
-    if resize {
-        return vec![
-            Part(a),
-            Block(b),
-            Across(a),
-            Part(4),
-            Flush,
-            Discard(a),
-            Close,
-            Kill,
-            Resize(2),
-            Resize(5),
-            Resize(7),
-            Resize(150 << 10),
-            Resize(129 << 10),
-        ];
-    }
     let mut operations = vec![
         Part(a),
         Part(b),
@@ -431,6 +441,33 @@ pub fn alphabet(start: Start, resize: bool) -> Vec<Operation> {
         operations.extend([Block(a), Block(b), DiscardPart(b)]);
     }
     operations
+}
+
+/// Those of workloads with changes of size, in MiB: within the table, and beyond what it holds.
+#[must_use]
+pub fn resizes() -> Vec<Operation> {
+    use Operation::{Across, Block, Close, Discard, Kill, Part, Resize, Store};
+    let within = [Resize(2), Resize(5), Resize(7)];
+    let beyond = [Resize(129 << 10), Resize(300 << 10)];
+    let others = [Part(0), Store(0), Store(4), Block(1), Across(0), Discard(0), Close, Kill];
+    [&within[..], &beyond, &others].concat()
+}
+
+/// Those of workloads that begin with an almost full log.
+#[must_use]
+pub fn at_the_end_of_an_epoch() -> Vec<Operation> {
+    use Operation::{ChurnDuringFlush, Close, Discard, Flush, FlushDuringWrite, Kill, Part, Store};
+    vec![
+        Store(0),
+        Store(1),
+        Part(1),
+        Discard(0),
+        Flush,
+        FlushDuringWrite(1),
+        ChurnDuringFlush(0, 1),
+        Kill,
+        Close,
+    ]
 }
 
 /// A long workload: enough flushes to fill the log several times.
@@ -458,5 +495,5 @@ pub fn long(start: Start, seed: u64, length: usize) -> Workload {
             _ => Flush,
         }
     });
-    Workload { start, operations: operations.collect() }
+    Workload { start, commits: 0, operations: operations.collect() }
 }
