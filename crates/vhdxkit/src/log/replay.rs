@@ -118,11 +118,11 @@ fn visit_batch(
                 if raw.signature != DATA_SECTOR_SIGNATURE || raw.sequence_low.to_bytes() != low {
                     return Err(changed_under_us());
                 }
-                for (to, from) in
-                    sector.iter_mut().zip(leading.iter().chain(&raw.data).chain(&trailing))
-                {
-                    *to = *from;
-                }
+                let (first, rest) = sector.split_at_mut(leading.len());
+                let (middle, last) = rest.split_at_mut(raw.data.len());
+                first.copy_from_slice(&leading);
+                middle.copy_from_slice(&raw.data);
+                last.copy_from_slice(&trailing);
                 visit(Update::Data { file_offset, sector: &sector })?;
             }
         }
