@@ -183,3 +183,20 @@ fn bad_requests_change_nothing() {
     let reader = readable(&file);
     assert!(reader.write_at(0, &[0; 512]).is_err() && reader.flush().is_err());
 }
+
+/// Writing to one of two blocks that share their space would change the other.
+#[test]
+fn an_image_whose_blocks_overlap_is_not_written() {
+    let file = fresh(&dynamic().fixed(true));
+    let table = readable(&file).regions().bat().offset;
+    let mut entry = [0; 8];
+    file.read_at(table, &mut entry).unwrap();
+    file.write_at(table + 8, &entry).unwrap();
+    let before = file.to_vec();
+    let image = writable(&file);
+    let error = image.write_at(0, &[1; 512]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("BAT"), "{error}");
+    drop(image);
+    assert!(file.to_vec() == before);
+}

@@ -143,21 +143,40 @@ impl CreateOptions {
     /// As [`create`](Self::create). Until the last write the storage does not look like an image.
     pub fn create_storage(&self, target: &dyn Storage) -> Result<()> {
         let layout = self.layout()?;
-        let guids = GuidSource::from_seed(self.seed);
-        let disk_id = self.disk_id.unwrap_or_else(|| guids.guid());
+        Layout::require_empty(target)?;
         let blocks = if self.fixed { layout.geometry.blocks() } else { 0 };
-        layout.write_tables(target, blocks, &guids, disk_id)?;
+        layout.set_length(target, blocks)?;
         if self.preallocate {
-            let all = 0..layout.place(blocks);
-            let end = all.end;
-            target
-                .allocate(all)
-                .map_err(|e| Error::io("cannot reserve space for the image", end, e))?;
+            Self::reserve(target, layout.place(blocks))?;
         }
+        self.write_tables(&layout, target)?;
         let present =
             |block| RawEntry::new(PayloadState::FullyPresent.to_raw(), layout.place(block));
         layout.write_bat(target, (0..blocks).map(|block| (block, present(block))))?;
         layout.finish(target)
+    }
+
+    /// Reserves the first `length` bytes of a new file.
+    pub(crate) fn reserve(target: &dyn Storage, length: u64) -> Result<()> {
+        let reserved = target.allocate(0..length);
+        reserved.map_err(|e| Error::io("cannot reserve space for the image", length, e))
+    }
+
+    /// [`Layout::write_tables`] with the identities that the options ask for.
+    pub(crate) fn write_tables(&self, layout: &Layout, target: &dyn Storage) -> Result<()> {
+        let guids = GuidSource::from_seed(self.seed);
+        let disk_id = self.disk_id.unwrap_or_else(|| guids.guid());
+        layout.write_tables(target, &guids, disk_id)
+    }
+
+    /// Bytes of the disk to be made.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    pub(crate) fn is_preallocated(&self) -> bool {
+        self.preallocate
     }
 
     /// Where everything will lie.

@@ -74,24 +74,31 @@ impl Layout {
         self.bat.saturating_add(u64::from(self.bat_length))
     }
 
-    /// Everything but the BAT's contents, the payload and the identifier. The file must be empty, and
-    /// is made long enough for `blocks` placed blocks.
-    pub(crate) fn write_tables(
-        &self,
-        target: &dyn Storage,
-        blocks: u64,
-        guids: &GuidSource,
-        disk_id: Guid,
-    ) -> Result<()> {
-        if target.length()? != 0 {
-            return Err(Error::invalid("the target of a new image must be empty"));
-        }
+    /// Makes the file long enough for `blocks` placed blocks.
+    pub(crate) fn set_length(&self, target: &dyn Storage, blocks: u64) -> Result<()> {
         let length = self.place(blocks);
         if length > MAX_FILE_OFFSET {
             return Err(Error::limit("the file would be longer than 256 TiB"));
         }
+        target.set_len(length).map_err(|e| Error::io("cannot extend the new image", length, e))
+    }
+
+    /// Refuses to make an image over something else.
+    pub(crate) fn require_empty(target: &dyn Storage) -> Result<()> {
+        match target.length()? {
+            0 => Ok(()),
+            _ => Err(Error::invalid("the target of a new image must be empty")),
+        }
+    }
+
+    /// Everything but the BAT, the payload and the identifier.
+    pub(crate) fn write_tables(
+        &self,
+        target: &dyn Storage,
+        guids: &GuidSource,
+        disk_id: Guid,
+    ) -> Result<()> {
         let failed = |at| move |e| Error::io("cannot write the new image", at, e);
-        target.set_len(length).map_err(failed(length))?;
         // Written, not left as a hole: the log is to take entries when the disk is full, and an
         // entry's sync is to find its space allocated.
         let zeros = vec![0; 1 << 20];

@@ -35,7 +35,7 @@ pub fn compare(a: &Disk, b: &Disk, progress: &mut dyn Progress) -> Result<Compar
     let (size_a, size_b) = (a.size(), b.size());
     let common = size_a.min(size_b);
     let (mut runs_a, mut runs_b) = (a.runs(), b.runs());
-    let nothing = || DiskRun { range: 0..0, data: false };
+    let nothing = || DiskRun { range: 0..0, data: false, place: None };
     let (mut run_a, mut run_b) = (nothing(), nothing());
     let (mut buf_a, mut buf_b) = (Vec::new(), Vec::new());
     let mut at = 0;
@@ -73,7 +73,7 @@ fn run_at(
     while run.range.end <= at {
         match runs.next() {
             Some(next) => *run = next?,
-            None => *run = DiskRun { range: at..u64::MAX, data: true },
+            None => *run = DiskRun { range: at..u64::MAX, data: true, place: None },
         }
     }
     Ok(())

@@ -51,6 +51,8 @@ pub struct DiskRun {
     pub range: Range<u64>,
     /// Whether they have to be read.
     pub data: bool,
+    /// Where they lie in the disk's own file, if they do.
+    pub place: Option<u64>,
 }
 
 impl Disk {
@@ -98,6 +100,14 @@ impl Disk {
         match self {
             Self::Vhdx(image) => image.virtual_size(),
             Self::Raw { size, .. } => *size,
+        }
+    }
+
+    /// What the disk's bytes lie on.
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        match self {
+            Self::Vhdx(image) => image.storage(),
+            Self::Raw { storage, .. } => storage,
         }
     }
 
@@ -158,6 +168,7 @@ impl Inner<'_> {
         Some(Ok(DiskRun {
             range: to_disk(run.range.start)..to_disk(run.range.end),
             data: run.data,
+            place: Some(run.range.start),
         }))
     }
 }
@@ -168,7 +179,10 @@ impl Iterator for DiskRuns<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.0 {
             Source::Raw { runs } => Some(match runs.next()? {
-                Ok(run) => Ok(DiskRun { range: run.range, data: run.data }),
+                Ok(run) => {
+                    let place = Some(run.range.start);
+                    Ok(DiskRun { range: run.range, data: run.data, place })
+                }
                 Err(e) => Err(Error::io_whole("cannot map the file's holes", e)),
             }),
             Source::Image { image, extents, inner } => loop {
@@ -190,7 +204,7 @@ impl Iterator for DiskRuns<'_> {
                     // What only the parent knows counts as data: reading it gives the clear error.
                     None => {
                         let data = extent.state == ExtentState::ParentMissing;
-                        return Some(Ok(DiskRun { range, data }));
+                        return Some(Ok(DiskRun { range, data, place: None }));
                     }
                 }
             },

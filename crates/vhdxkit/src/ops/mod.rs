@@ -4,9 +4,13 @@ pub mod check;
 pub mod compare;
 pub mod disk;
 pub mod export;
+pub mod import;
 pub mod inspect;
+pub mod measure;
+pub mod partitions;
 pub mod timeline;
 
 mod progress;
+mod zeros;
 
 pub use progress::Progress;

@@ -255,6 +255,10 @@ impl Storage for FileStorage {
         sys::allocate(&self.file, &range)
     }
 
+    fn as_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         match sys::next_data(&self.file, offset)? {
             sys::Seek::Found(range) => Ok(Some(range)),

@@ -3,6 +3,7 @@
 //! Everything above works through [`Storage`], so that the same code replays a log in place, into
 //! memory, or onto a simulated disk. All calls are positional and take `&self`; none keeps a cursor.
 
+mod clone;
 mod extents;
 mod file;
 mod locks;
@@ -20,6 +21,7 @@ pub use locks::change_tracking_beside;
 pub use memory::MemoryStorage;
 pub use overlay::{Overlay, Patched};
 
+pub(crate) use clone::Cloner;
 pub(crate) use extents::DataRuns;
 
 /// A random-access medium of bytes.
@@ -116,6 +118,12 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// What the medium reports.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+
+    /// The file whose bytes these are, unchanged and at the same offsets, if there is one: for copies
+    /// that the operating system can do by itself.
+    fn as_file(&self) -> Option<&std::fs::File> {
+        None
+    }
 }
 
 fn advance(offset: u64, done: usize) -> io::Result<u64> {
@@ -194,5 +202,8 @@ impl<T: Storage + ?Sized> Storage for std::sync::Arc<T> {
     }
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         (**self).next_data(offset)
+    }
+    fn as_file(&self) -> Option<&std::fs::File> {
+        (**self).as_file()
     }
 }

@@ -60,7 +60,8 @@ const COPY_STEP: usize = 1 << 20;
 
 impl Image {
     /// Gives the disk another size, a multiple of its logical sector size. A crash at any moment leaves
-    /// the old size or the new one. What a larger disk adds reads as zeros.
+    /// the old size or the new one. What a larger disk adds reads as zeros. Everything written before is
+    /// durable afterwards.
     ///
     /// # Errors
     /// A size that the format does not allow; `shrink` does not allow what is to be cut off (then the
@@ -72,7 +73,8 @@ impl Image {
             size_after: new_size,
             table_moved: false,
         };
-        self.writer()?.require_usable()?;
+        // Whoever has resized a disk finds everything written before durable, in this case, too.
+        self.flush()?;
         if new_size == old.virtual_size() {
             return Ok(report);
         }
@@ -81,7 +83,6 @@ impl Image {
         }
         let writer = self.writer()?;
         self.begin_session(writer)?;
-        self.flush()?;
         if new_size > old.virtual_size() {
             report.table_moved = self.grow_disk(writer, &new)?;
         } else {

@@ -1,0 +1,69 @@
+//! Copies that share their bytes: file systems with reflinks let two files own the same blocks until
+//! one of them is written.
+//!
+//! `copy_file_range` does that on XFS and btrfs. Elsewhere it would copy through the page cache without
+//! looking for zeros, which a copy of our own does better, so it is not used there.
+
+use std::fs::File;
+use std::io;
+
+use super::Storage;
+
+/// Shares ranges of one file with another on the same file system.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+pub(crate) struct Cloner<'a> {
+    source: &'a File,
+    target: &'a File,
+}
+
+impl<'a> Cloner<'a> {
+    /// `None` where nothing can be shared: no files, different file systems, or one without reflinks.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn between(source: &'a dyn Storage, target: &'a dyn Storage) -> Option<Self> {
+        use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+        use std::os::unix::fs::MetadataExt;
+
+        let (source, target) = (source.as_file()?, target.as_file()?);
+        let same = source.metadata().ok()?.dev() == target.metadata().ok()?.dev();
+        let kind = fstatfs(target).ok()?.filesystem_type();
+        let shares = kind == XFS_SUPER_MAGIC || kind == BTRFS_SUPER_MAGIC;
+        (same && shares).then_some(Self { source, target })
+    }
+
+    /// Not on this system.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn between(_: &'a dyn Storage, _: &'a dyn Storage) -> Option<Self> {
+        None
+    }
+
+    /// Shares `length` bytes. Whole units of the file system are shared, the rest is copied.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn share(&self, from: u64, to: u64, length: u64) -> io::Result<()> {
+        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let mut from = i64::try_from(from).map_err(invalid)?;
+        let mut to = i64::try_from(to).map_err(invalid)?;
+        let mut left = length;
+        while left > 0 {
+            let step = super::to_usize(left).min(1 << 30);
+            // Both offsets move on with the copy.
+            let done = nix::fcntl::copy_file_range(
+                self.source,
+                Some(&mut from),
+                self.target,
+                Some(&mut to),
+                step,
+            )?;
+            if done == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            left = left.saturating_sub(u64::try_from(done).unwrap_or(u64::MAX));
+        }
+        Ok(())
+    }
+
+    /// Not on this system.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn share(&self, _: u64, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
