@@ -19,15 +19,15 @@ use crate::workload::{self, Operation, Start, Workload};
 /// A kind of workload; figures are kept for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// Up to three operations on an empty disk.
+    /// Up to four operations on an empty disk.
     Fresh,
-    /// Up to three operations where free space holds foreign bytes.
+    /// Up to four operations where free space holds foreign bytes.
     Recycled,
-    /// Up to three operations on a fixed disk.
+    /// Up to four operations on a fixed disk.
     Fixed,
-    /// Up to three operations around the first sector bitmap entry.
+    /// Up to four operations around the first sector bitmap entry.
     Border,
-    /// Up to three operations with changes of size.
+    /// Up to four operations with changes of size.
     Resize,
     /// Up to four operations when the log is almost full.
     Epoch,
@@ -57,7 +57,7 @@ impl Class {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Fresh => "fresh: up to 3 operations",
+            Self::Fresh => "fresh: up to 4 operations",
             Self::Recycled => "recycled: foreign bytes in free space",
             Self::Fixed => "fixed disk",
             Self::Border => "border: blocks around a sector bitmap entry",
@@ -88,7 +88,7 @@ impl Class {
                     Self::Resize => workload::resizes(),
                     _ => workload::alphabet(start),
                 };
-                let operations = sequence(&alphabet, index, 3)?;
+                let operations = sequence(&alphabet, index, 4)?;
                 Some(Workload { start, commits: 0, operations })
             }
             Self::Epoch => {

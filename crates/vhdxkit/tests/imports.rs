@@ -125,7 +125,11 @@ fn what_a_stopped_copy_leaves_is_no_image() {
     impl vhdxkit::ops::Progress for Stop {
         fn advance(&mut self, bytes: u64) -> std::ops::ControlFlow<()> {
             self.0 = self.0.saturating_sub(bytes);
-            if self.0 == 0 { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+            if self.0 == 0 {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
         }
     }
     let dir = tempfile::tempdir().unwrap();

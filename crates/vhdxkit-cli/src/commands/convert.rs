@@ -1,93 +1,109 @@
-//! `vhdx convert`: VHDX to raw.
-//!
-//! A copy is made under a temporary name beside its target and takes the target's name when it is
-//! complete and durable; whatever stops the work before leaves the old state.
+//! `vhdx convert`: raw and VHDX, either way round.
 
 use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhdxkit::Image;
+use vhdxkit::ops::disk::{Disk, DiskFormat};
 use vhdxkit::ops::export::{ExportReport, Target, to_storage, to_stream};
+use vhdxkit::ops::import::{options_for, to_vhdx};
 use vhdxkit::storage::FileStorage;
 
-use super::Context;
-use crate::args::{ConvertArgs, TargetFormat};
+use super::{Context, new_file};
+use crate::args::{ConvertArgs, TargetFormat, warn};
 use crate::console::{Bar, print_json, size, stop_on_signal};
 
-pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
-    require_raw(args)?;
-    let to_stdout = args.target.as_os_str() == "-";
-    let existing = if to_stdout { None } else { judge_target(args)? };
-    let image = args.open.open(&args.source)?;
-    stop_on_signal();
-    let mut bar = Bar::new("converting", image.virtual_size(), context.quiet);
-    let failed = || format!("cannot convert {}", args.source.display());
-    let report = match existing {
-        _ if to_stdout => {
-            if io::stdout().is_terminal() {
-                bail!("the disk is binary; send it into a pipe or a file");
-            }
-            to_stream(&image, &mut BufWriter::with_capacity(1 << 18, io::stdout().lock()), &mut bar)
-                .with_context(failed)?
-        }
-        Some(meta) if !meta.is_file() => {
-            to_device(&image, args, &meta, &mut bar).with_context(failed)?
-        }
-        existing => to_new_file(&image, args, existing.as_ref(), &mut bar).with_context(failed)?,
-    };
-    drop(bar);
-    match (to_stdout, context.json) {
-        (true, _) => Ok(()),
-        (false, true) => print_json(&json!({
-            "changed": true,
-            "bytes_before": image.file_size(),
-            "bytes_after": report.virtual_size,
-            "bytes_read": report.read,
-            "bytes_written": report.written,
-        })),
-        (false, false) => {
-            let Some(name) = args.target.to_str() else { return Ok(()) };
-            let (all, written) = (size(report.virtual_size), size(report.written));
-            writeln!(io::stdout(), "{name}: {all} raw, {written} of it stored")?;
-            Ok(())
-        }
-    }
+/// What every conversion can tell.
+struct Done {
+    file_size: u64,
+    read: u64,
+    written: u64,
 }
 
-fn require_raw(args: &ConvertArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
+    let to_stdout = args.target.as_os_str() == "-";
+    let format = target_format(args)?;
+    let existing = if to_stdout { None } else { judge(args)? };
+    let source = open_source(args)?;
+    let before = std::fs::metadata(&args.source).map_or(source.size(), |meta| meta.len());
+    stop_on_signal();
+    let mut bar = Bar::new("converting", source.size(), context.quiet);
+    let failed = || format!("cannot convert {}", args.source.display());
+    let done = match format {
+        TargetFormat::Vhdx => to_image(&source, args, existing.as_ref(), &mut bar),
+        TargetFormat::Raw => to_raw(&source, args, existing.as_ref(), &mut bar),
+    };
+    let done = done.with_context(failed)?;
+    drop(bar);
+    if to_stdout {
+        return Ok(());
+    }
+    if context.json {
+        return print_json(&json!({
+            "changed": true,
+            "bytes_before": before,
+            "bytes_after": done.file_size,
+            "bytes_read": done.read,
+            "bytes_written": done.written,
+        }));
+    }
+    let name = args.target.display();
+    let (file, stored) = (size(done.file_size), size(done.written));
+    match format {
+        TargetFormat::Raw => writeln!(io::stdout(), "{name}: {file} raw, {stored} of it stored")?,
+        TargetFormat::Vhdx => {
+            let disk = size(source.size());
+            writeln!(
+                io::stdout(),
+                "{name}: a disk of {disk} in a file of {file}, {stored} stored"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn target_format(args: &ConvertArgs) -> anyhow::Result<TargetFormat> {
     let extension = args.target.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-    match (args.to, extension.as_deref()) {
-        (Some(TargetFormat::Raw), _) => Ok(()),
-        (None, Some(other @ ("vhdx" | "avhdx" | "vhd" | "qcow2" | "vmdk" | "vdi"))) => {
+    let format = match (args.to, extension.as_deref()) {
+        (Some(format), _) => format,
+        (None, Some("vhdx")) => TargetFormat::Vhdx,
+        (None, Some("avhdx")) => {
+            bail!("a checkpoint (.avhdx) cannot be the target of a copy; name it .vhdx")
+        }
+        (None, Some(other @ ("vhd" | "qcow2" | "vmdk" | "vdi"))) => {
             bail!(
-                "this version writes raw images only, not {other}; pass --to raw to use that name anyway"
+                "this version writes raw and VHDX, not {other}; pass --to to use that name anyway"
             )
         }
-        (None, _) => Ok(()),
+        (None, _) => TargetFormat::Raw,
+    };
+    if args.target.as_os_str() == "-" && format != TargetFormat::Raw {
+        bail!("only raw bytes can be streamed: a VHDX is not written from front to back");
     }
+    if format == TargetFormat::Raw && args.make.any() {
+        bail!("a raw copy has no block size, sector size, log or identity to choose");
+    }
+    Ok(format)
 }
 
-/// Refuses a target that must not be written. Gives what is there already.
-fn judge_target(args: &ConvertArgs) -> anyhow::Result<Option<Metadata>> {
-    let path = &args.target;
-    let meta = match std::fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("cannot look at {}", path.display())),
-    };
-    if meta.is_dir() {
-        bail!("{} is a directory", path.display());
-    }
-    if same_file(&args.source, path) {
+fn judge(args: &ConvertArgs) -> anyhow::Result<Option<Metadata>> {
+    if same_file(&args.source, &args.target) {
         bail!("source and target are the same file");
     }
-    if !args.force && path != Path::new("/dev/null") {
-        bail!("{} exists; --force replaces it", path.display());
+    new_file::judge_target(&args.target, args.force)
+}
+
+fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
+    let format = args.from.map(DiskFormat::from);
+    let disk = Disk::open_with(&args.source, format, args.open.options())?;
+    match &disk {
+        Disk::Vhdx(image) => warn(&args.source, image),
+        Disk::Raw { .. } => {}
     }
-    Ok(Some(meta))
+    Ok(disk)
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -111,49 +127,54 @@ fn same_inode(_: &Path, _: &Path) -> bool {
     false
 }
 
-fn to_new_file(
-    image: &Image,
+fn to_image(
+    source: &Disk,
     args: &ConvertArgs,
     existing: Option<&Metadata>,
     bar: &mut Bar,
-) -> anyhow::Result<ExportReport> {
-    // The name may be a link: what it stands for is replaced, not the link.
-    let target = args.target.canonicalize().unwrap_or_else(|_| args.target.clone());
-    let folder = match target.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let failed = || format!("cannot make {}", target.display());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".vhdx-").suffix(".partial");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = builder.tempfile_in(&folder).with_context(failed)?;
-    let file = FileStorage::from_file(temporary.as_file().try_clone().with_context(failed)?);
-    let report = to_storage(image, &file, Target::Empty, bar)?;
-    if let Some(meta) = existing {
-        temporary.as_file().set_permissions(meta.permissions()).with_context(failed)?;
+) -> anyhow::Result<Done> {
+    if existing.is_some_and(|meta| !meta.is_file()) {
+        bail!("{} is no file", args.target.display());
     }
-    let kept = if args.force {
-        temporary.persist(&target).map_err(|e| e.error)
-    } else {
-        temporary.persist_noclobber(&target).map_err(|e| e.error)
-    };
-    kept.with_context(failed)?;
-    sync_folder(&folder);
-    Ok(report)
+    let mut options = args.make.over(options_for(source));
+    // Sectors larger than those of the source may need a few bytes more.
+    if let Some(sector) = args.make.logical_sector_size.map(u64::from).filter(|size| *size > 0) {
+        options = options.virtual_size_of(source.size().next_multiple_of(sector));
+    }
+    let report = new_file::make(&args.target, args.force, existing, |file| {
+        to_vhdx(source, file, &options, bar)
+    })?;
+    Ok(Done { file_size: report.file_size, read: report.read, written: report.written })
 }
 
-/// Makes the new name durable where the system can; the data already is.
-fn sync_folder(folder: &Path) {
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
-    }
+fn to_raw(
+    source: &Disk,
+    args: &ConvertArgs,
+    existing: Option<&Metadata>,
+    bar: &mut Bar,
+) -> anyhow::Result<Done> {
+    let Disk::Vhdx(source) = source else {
+        bail!("it is no VHDX file, and a raw copy of raw bytes is what `cp --sparse=always` makes");
+    };
+    let report = if args.target.as_os_str() == "-" {
+        if io::stdout().is_terminal() {
+            bail!("the disk is binary; send it into a pipe or a file");
+        }
+        let mut out = BufWriter::with_capacity(1 << 18, io::stdout().lock());
+        to_stream(source, &mut out, bar)?
+    } else if let Some(meta) = existing.filter(|meta| !meta.is_file()) {
+        to_device(source, args, meta, bar)?
+    } else {
+        new_file::make(&args.target, args.force, existing, |file| {
+            to_storage(source, file, Target::Empty, bar)
+        })?
+    };
+    Ok(Done { file_size: report.virtual_size, read: report.read, written: report.written })
 }
 
 /// A device takes the bytes as they come; pipes and /dev/null as a stream.
 fn to_device(
-    image: &Image,
+    source: &Image,
     args: &ConvertArgs,
     meta: &Metadata,
     bar: &mut Bar,
@@ -161,9 +182,9 @@ fn to_device(
     let failed = || format!("cannot write to {}", args.target.display());
     let mut file = File::options().write(true).open(&args.target).with_context(failed)?;
     if is_block_device(meta) {
-        return Ok(to_storage(image, &FileStorage::from_file(file), Target::InUse, bar)?);
+        return Ok(to_storage(source, &FileStorage::from_file(file), Target::InUse, bar)?);
     }
-    Ok(to_stream(image, &mut file, bar)?)
+    Ok(to_stream(source, &mut file, bar)?)
 }
 
 #[cfg(unix)]

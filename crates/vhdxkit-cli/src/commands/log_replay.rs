@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use anyhow::Context as _;
 use serde_json::json;
 use vhdxkit::log::{ReplayReport, replay_in_place};
-use vhdxkit::storage::{FileStorage, OpenMode, Storage, change_tracking_beside};
+use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 
 use super::Context;
+use super::write::warn_of_change_tracking;
 use crate::args::ReplayArgs;
 use crate::console::{count, print_json, size};
 
@@ -16,14 +17,7 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
     let named = || format!("cannot replay the log of {path}");
     let file = FileStorage::open(&args.image, OpenMode::ReadWrite).with_context(named)?;
     let length = file.len()?;
-    let tracking: Vec<String> =
-        change_tracking_beside(&args.image).iter().map(|p| p.display().to_string()).collect();
-    for file in &tracking {
-        eprintln!(
-            "warning: {file} tracks this image's changes for its host, which does not see this one: \
-             delete it before the host uses it again"
-        );
-    }
+    let tracking = warn_of_change_tracking(&args.image);
     let report = replay_in_place(&file).with_context(named)?;
     if context.json {
         let done = report.unwrap_or(ReplayReport {

@@ -3,6 +3,7 @@
 mod check;
 mod compare;
 mod convert;
+mod create;
 mod dump;
 mod generate;
 mod info;
@@ -10,7 +11,11 @@ mod log_extract;
 mod log_replay;
 mod log_show;
 mod map;
+mod measure;
+mod new_file;
 mod read;
+mod resize;
+mod write;
 
 use std::process::ExitCode;
 
@@ -38,6 +43,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Map(args) => map::run(&args, context).map(done),
         Command::Dump(args) => dump::run(&args, context).map(done),
         Command::Read(args) => read::run(&args).map(done),
+        Command::Create(args) => create::run(&args, context).map(done),
+        Command::Write(args) => write::run(&args, context).map(done),
+        Command::Resize(args) => resize::run(&args, context).map(done),
+        Command::Measure(args) => measure::run(&args, context).map(done),
         Command::Convert(args) => convert::run(&args, context).map(done),
         Command::Compare(args) => compare::run(&args, context),
         Command::Completions { shell } => generate::completions(shell).map(done),

@@ -60,6 +60,13 @@ impl CreateOptions {
         }
     }
 
+    /// The same for a disk of another size.
+    #[must_use]
+    pub fn virtual_size_of(mut self, bytes: u64) -> Self {
+        self.virtual_size = bytes;
+        self
+    }
+
     /// A fixed disk: every block has its place from the start.
     #[must_use]
     pub fn fixed(mut self, yes: bool) -> Self {

@@ -28,8 +28,8 @@ use crate::view::regions::RegionMap;
 
 pub use create::CreateOptions;
 pub use cursor::Cursor;
-pub(crate) use layout::Layout;
 pub use extents::{Extent, ExtentState, Extents};
+pub(crate) use layout::Layout;
 pub use open::OpenOptions;
 pub(crate) use open::{DirtyLog, Recovered, open, read_image_parts};
 use write::Writer;

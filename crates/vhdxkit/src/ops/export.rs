@@ -5,11 +5,12 @@
 
 use std::io::Write;
 
-use crate::storage::Storage;
+use crate::storage::{Cloner, Storage};
 use crate::{Error, Image, Result};
 
-use super::disk::image_runs;
+use super::disk::{DiskRun, image_runs};
 use super::progress::{Progress, advance};
+use super::writeback::Writeback;
 use super::zeros::{length, split_zeros};
 
 /// What a copy did.
@@ -34,6 +35,8 @@ pub enum Target {
 
 /// One read: large enough to be fast, small enough for a page cache to keep up.
 const CHUNK: usize = 256 << 10;
+/// So much is shared at once where the file system can.
+const SHARED_STEP: u64 = 1 << 30;
 
 /// Copies the disk into `target`, leaving out zeros where it may, and makes it durable.
 ///
@@ -74,21 +77,25 @@ pub fn to_storage(
         Target::Empty => Ok(()),
         Target::InUse => target.punch(range.clone()).map_err(failed(range.start)),
     };
-    copy(image, progress, &mut report, &mut |piece| match piece {
-        Piece::Zero(range) => zeros(range).map(|()| 0),
-        Piece::Data(at, bytes) => {
-            let mut written = 0u64;
-            for (offset, bytes) in split_zeros(at, bytes) {
-                match bytes {
-                    Ok(bytes) => {
-                        target.write_at(offset, bytes).map_err(failed(offset))?;
-                        written = written.saturating_add(length(bytes));
+    let cloner = Cloner::between(&**image.storage(), target);
+    Writeback::during(target, |writeback| {
+        copy(image, cloner.as_ref(), progress, &mut report, &mut |piece| match piece {
+            Piece::Zero(range) => zeros(range).map(|()| 0),
+            Piece::Data(at, bytes) => {
+                let mut written = 0u64;
+                for (offset, bytes) in split_zeros(at, bytes) {
+                    match bytes {
+                        Ok(bytes) => {
+                            target.write_at(offset, bytes).map_err(failed(offset))?;
+                            written = written.saturating_add(length(bytes));
+                        }
+                        Err(count) => zeros(offset..offset.saturating_add(count))?,
                     }
-                    Err(count) => zeros(offset..offset.saturating_add(count))?,
                 }
+                writeback.wrote(written);
+                Ok(written)
             }
-            Ok(written)
-        }
+        })
     })?;
     target.sync().map_err(|e| Error::io_whole("cannot make the copy durable", e))?;
     Ok(report)
@@ -106,7 +113,7 @@ pub fn to_stream(
     let mut report = ExportReport { virtual_size: image.virtual_size(), ..ExportReport::default() };
     let nothing = vec![0; CHUNK];
     let failed = |at: u64| move |e| Error::io("cannot write the copy", at, e);
-    copy(image, progress, &mut report, &mut |piece| match piece {
+    copy(image, None, progress, &mut report, &mut |piece| match piece {
         Piece::Zero(range) => {
             let mut left = range.end.saturating_sub(range.start);
             while left > 0 {
@@ -134,6 +141,7 @@ enum Piece<'a> {
 /// Hands the disk to `put` piece by piece, in order. `put` says how much it wrote.
 fn copy(
     image: &Image,
+    cloner: Option<&Cloner<'_>>,
     progress: &mut dyn Progress,
     report: &mut ExportReport,
     put: &mut dyn FnMut(Piece<'_>) -> Result<u64>,
@@ -153,6 +161,10 @@ fn copy(
             }
             continue;
         }
+        if let (Some(cloner), Some(place)) = (cloner, run.place) {
+            share(cloner, &run, place, progress, report)?;
+            continue;
+        }
         let mut at = run.range.start;
         while at < run.range.end {
             let now = run.range.end.saturating_sub(at).min(step);
@@ -163,6 +175,28 @@ fn copy(
             advance(progress, now)?;
             at = at.saturating_add(now);
         }
+    }
+    Ok(())
+}
+
+/// Lets the copy share a run of the image's bytes, in steps, so that a stop is heard.
+fn share(
+    cloner: &Cloner<'_>,
+    run: &DiskRun,
+    place: u64,
+    progress: &mut dyn Progress,
+    report: &mut ExportReport,
+) -> Result<()> {
+    let mut at = run.range.start;
+    while at < run.range.end {
+        let now = run.range.end.saturating_sub(at).min(SHARED_STEP);
+        let from = place.saturating_add(at.saturating_sub(run.range.start));
+        cloner
+            .share(from, at, now)
+            .map_err(|e| Error::io("cannot share the data with the copy", at, e))?;
+        report.written = report.written.saturating_add(now);
+        advance(progress, now)?;
+        at = at.saturating_add(now);
     }
     Ok(())
 }

@@ -9,7 +9,6 @@
 //! the medium, so that the sync at the end finds little left to do.
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use crate::format::bat::{PayloadState, RawEntry};
 use crate::image::{CreateOptions, Layout};
@@ -19,6 +18,7 @@ use crate::{Error, Result};
 
 use super::disk::{Disk, DiskRun};
 use super::progress::{Progress, advance};
+use super::writeback::Writeback;
 use super::zeros::{is_zero, length, split_zeros};
 
 /// What an import did.
@@ -38,8 +38,6 @@ pub struct ImportReport {
 
 /// One read: large enough to be fast, small enough for a page cache to keep up.
 const CHUNK: usize = 256 << 10;
-/// So many bytes are written before they are sent to the medium.
-const WRITEBACK: u64 = 32 << 20;
 
 /// Copies a disk into an empty storage, as an image with these options, and makes it durable. The new
 /// disk is as large as the options say, which must hold the source.
@@ -86,9 +84,8 @@ pub fn to_vhdx(
         cloner: Cloner::between(&**source.storage(), target),
         places: Places::new(layout.geometry.blocks(), fixed),
         report: ImportReport { virtual_size: size, ..ImportReport::default() },
-        unsent: 0,
     };
-    with_writeback(target, |writeback| copy.run(writeback, progress))?;
+    Writeback::during(target, |writeback| copy.run(writeback, progress))?;
     let Copy { places, mut report, .. } = copy;
     report.blocks = places.count;
     layout.set_length(target, places.count)?;
@@ -118,31 +115,6 @@ pub fn options_for(source: &Disk) -> CreateOptions {
         }
         Disk::Raw { size, .. } => CreateOptions::new(size.next_multiple_of(512)),
     }
-}
-
-/// Runs `work` while another thread brings what it has written to the medium.
-fn with_writeback(
-    target: &dyn Storage,
-    work: impl FnOnce(&SyncSender<()>) -> Result<()>,
-) -> Result<()> {
-    let (sender, receiver) = sync_channel(1);
-    std::thread::scope(|scope| {
-        let behind = scope.spawn(move || write_back(target, &receiver));
-        let done = work(&sender);
-        drop(sender);
-        let written = behind.join().unwrap_or_else(|_| {
-            Err(std::io::Error::other("the thread that syncs has panicked"))
-        });
-        done?;
-        written.map_err(|e| Error::io_whole("cannot make the copy durable", e))
-    })
-}
-
-fn write_back(target: &dyn Storage, wanted: &Receiver<()>) -> std::io::Result<()> {
-    while wanted.recv().is_ok() {
-        target.sync()?;
-    }
-    Ok(())
 }
 
 /// Which blocks are stored: one bit each, since places follow the order of the blocks.
@@ -196,12 +168,10 @@ struct Copy<'a> {
     cloner: Option<Cloner<'a>>,
     places: Places,
     report: ImportReport,
-    /// Bytes written since the last time they were sent to the medium.
-    unsent: u64,
 }
 
 impl Copy<'_> {
-    fn run(&mut self, writeback: &SyncSender<()>, progress: &mut dyn Progress) -> Result<()> {
+    fn run(&mut self, writeback: &mut Writeback, progress: &mut dyn Progress) -> Result<()> {
         let mut buf = vec![0; CHUNK];
         for run in self.source.runs() {
             let run = run?;
@@ -212,8 +182,9 @@ impl Copy<'_> {
             let mut at = run.range.start;
             while at < run.range.end {
                 let end = self.end_of_piece(at, run.range.end);
+                let before = self.report.written;
                 self.piece(&run, at..end, &mut buf)?;
-                self.send(writeback);
+                writeback.wrote(self.report.written.saturating_sub(before));
                 advance(progress, end.saturating_sub(at))?;
                 at = end;
             }
@@ -225,7 +196,8 @@ impl Copy<'_> {
     fn end_of_piece(&self, at: u64, end: u64) -> u64 {
         let geometry = &self.layout.geometry;
         let block = geometry.block_of(at);
-        let block_end = geometry.block_start(block).saturating_add(u64::from(geometry.block_size()));
+        let block_end =
+            geometry.block_start(block).saturating_add(u64::from(geometry.block_size()));
         let chunk = u64::try_from(CHUNK).unwrap_or(u64::MAX);
         let most = if self.cloner.is_some() { u64::MAX } else { at.saturating_add(chunk) };
         end.min(block_end).min(most)
@@ -255,20 +227,9 @@ impl Copy<'_> {
                     .write_at(at, bytes)
                     .map_err(|e| Error::io("cannot write the copy", at, e))?;
                 self.report.written = self.report.written.saturating_add(length(bytes));
-                self.unsent = self.unsent.saturating_add(length(bytes));
             }
         }
         Ok(())
-    }
-
-    /// Asks for a writeback now and then; one that is still under way is not waited for.
-    fn send(&mut self, writeback: &SyncSender<()>) {
-        if self.unsent >= WRITEBACK {
-            match writeback.try_send(()) {
-                Ok(()) | Err(TrySendError::Disconnected(())) => self.unsent = 0,
-                Err(TrySendError::Full(())) => {}
-            }
-        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod partitions;
 pub mod timeline;
 
 mod progress;
+mod writeback;
 mod zeros;
 
 pub use progress::Progress;

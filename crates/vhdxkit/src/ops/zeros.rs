@@ -9,7 +9,10 @@ pub(super) fn length(bytes: &[u8]) -> u64 {
 }
 
 /// Splits a buffer into runs of data and lengths of zeros, each with its offset.
-pub(super) fn split_zeros(at: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, Result<&[u8], u64>)> {
+pub(super) fn split_zeros(
+    at: u64,
+    bytes: &[u8],
+) -> impl Iterator<Item = (u64, Result<&[u8], u64>)> {
     let units = bytes.chunks(ZERO_UNIT).map(is_zero);
     let mut runs: Vec<(bool, usize)> = Vec::new();
     for (unit, bytes) in units.zip(bytes.chunks(ZERO_UNIT)) {

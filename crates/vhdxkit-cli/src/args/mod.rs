@@ -1,5 +1,7 @@
 //! The command line. Completions and man pages are made from this definition too.
 
+mod making;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,14 +10,19 @@ use vhdxkit::defect::Severity;
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::{Image, OpenOptions};
 
+pub(crate) use making::{
+    ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
+};
+
 const TOP_EXAMPLES: &str = "\
 Examples:
   vhdx info disk.vhdx                 what the image is, and whether it crashed
   vhdx convert disk.vhdx disk.raw     its true contents, log replayed in memory
   vhdx log show disk.vhdx             what the last writer was doing
-  vhdx check disk.vhdx                everything that is wrong with it";
+  vhdx check disk.vhdx                everything that is wrong with it
+  vhdx create disk.vhdx 64G           a new disk";
 
-/// Open, recover and read VHDX (Hyper-V) disk images. Never writes to an image unless that is the
+/// Open, recover, read and write VHDX (Hyper-V) disk images. Never writes to an image unless that is the
 /// command's purpose.
 #[derive(Debug, Parser)]
 #[command(name = "vhdx", version, before_help = TOP_EXAMPLES, max_term_width = 100)]
@@ -76,16 +83,56 @@ Examples:
   vhdx read disk.vhdx --length 512 | xxd           the first sector
   vhdx read disk.vhdx --offset 1M --length 64K > part")]
     Read(ReadArgs),
-    /// Copy an image to another format. Writes raw so far.
+    /// Make a new, empty disk.
     #[command(before_help = "\
 Examples:
-  vhdx convert disk.vhdx disk.raw            a sparse raw file
-  vhdx convert disk.vhdx - | zstd > d.zst    a stream
+  vhdx create disk.vhdx 64G                       a dynamic disk, as Windows makes them
+  vhdx create disk.vhdx 64G --block-size 1M       for a Linux guest: small blocks waste less
+  vhdx create disk.vhdx 20G --fixed --preallocate all of its space taken now
 
-A dirty log is replayed in memory; the image is not changed. The copy appears under its name only
-when it is complete; a command that was killed may leave a `.vhdx-….partial` file beside it, which
-can be deleted. Hyper-V refuses files that are sparse on NTFS; a raw copy may be sparse.")]
+Hyper-V refuses files that are sparse on NTFS, compressed or encrypted. A dynamic disk is sparse only
+while it is being written here; --preallocate makes a file that has no holes at all.")]
+    Create(CreateArgs),
+    /// Write stdin to the virtual disk, through the log like a guest.
+    #[command(before_help = "\
+Examples:
+  vhdx write disk.vhdx --offset 1M < part
+  head -c 512 /dev/zero | vhdx write disk.vhdx --offset 0
+
+Offset and length must be multiples of the disk's sector size. What was written is durable when the
+command ends with status 0; when it is killed, the image opens and each sector is old or new.")]
+    Write(WriteArgs),
+    /// Give a disk another size.
+    #[command(before_help = "\
+Examples:
+  vhdx resize disk.vhdx 100G      this size
+  vhdx resize disk.vhdx +20G      larger by that much
+  vhdx resize disk.vhdx -- -5G    smaller by that much
+
+A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force.
+After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size
+that holds everything, comes with compaction.")]
+    Resize(ResizeArgs),
+    /// Copy a disk to another format or shape: raw and VHDX, either way round.
+    #[command(before_help = "\
+Examples:
+  vhdx convert disk.vhdx disk.raw                a sparse raw file
+  vhdx convert disk.vhdx - | zstd > d.zst        a stream
+  vhdx convert disk.raw disk.vhdx                a dynamic VHDX
+  vhdx convert old.vhdx new.vhdx --block-size 1M another block size
+  vhdx convert disk.vhdx fixed.vhdx --fixed --preallocate
+
+A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the
+copy. The copy appears under its name only when it is complete; a command that was killed may leave a
+`.vhdx-….partial` file beside it, which can be deleted. Hyper-V refuses files that are sparse on NTFS:
+--preallocate makes a VHDX without holes.")]
     Convert(ConvertArgs),
+    /// Tell how large a new image or a copy would be.
+    #[command(before_help = "\
+Examples:
+  vhdx measure 64G --fixed
+  vhdx measure disk.raw --block-size 1M")]
+    Measure(MeasureArgs),
     /// Compare what two disks show the guest. VHDX and raw, either way round.
     #[command(before_help = "\
 Examples:
@@ -121,6 +168,11 @@ impl Command {
                 "the guest's data; if the file was changed at all, replaying again completes it"
             }
             Self::Convert(_) => "the image; no unfinished copy was left behind",
+            Self::Create(_) => "any file; no unfinished image was left behind",
+            Self::Write(_) => {
+                "anything outside of the range; what earlier flushes made durable is safe"
+            }
+            Self::Resize(_) => "the guest's data; the disk has its old size or the new one",
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }
@@ -294,30 +346,6 @@ pub(crate) struct ReadArgs {
     /// Bytes, a multiple of the sector size; without it up to the end of the disk.
     #[arg(long, value_parser = parse_size)]
     pub(crate) length: Option<u64>,
-}
-
-/// Arguments of `convert`.
-#[derive(Debug, Args)]
-pub(crate) struct ConvertArgs {
-    /// The image to copy.
-    pub(crate) source: PathBuf,
-    /// The copy to make; `-` streams it to stdout.
-    pub(crate) target: PathBuf,
-    /// Format of the copy.
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) to: Option<TargetFormat>,
-    /// Replace the target if it exists, or write to a device.
-    #[arg(long)]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) open: ContentsArgs,
-}
-
-/// Formats that `convert` writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TargetFormat {
-    /// The disk's bytes, nothing else.
-    Raw,
 }
 
 /// Arguments of `compare`.

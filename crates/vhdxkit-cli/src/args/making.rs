@@ -1,0 +1,160 @@
+//! Arguments of the commands that make or change an image.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use vhdxkit::CreateOptions;
+use vhdxkit::format::Guid;
+
+use super::{ContentsArgs, FormatName, parse_size};
+
+/// The shape of a VHDX to be made. What is not given is Windows' choice, or that of the source.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct MakeArgs {
+    /// Every block has its place from the start; the file is as large as the disk.
+    #[arg(long)]
+    pub(crate) fixed: bool,
+    /// Reserve the file's space, so that it has no holes.
+    #[arg(long)]
+    pub(crate) preallocate: bool,
+    /// Bytes of a block, a power of two from 1M to 256M. Windows takes 32M; 1M suits Linux guests.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size32)]
+    pub(crate) block_size: Option<u32>,
+    /// The guest's sector size, 512 or 4096.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size32)]
+    pub(crate) logical_sector_size: Option<u32>,
+    /// The sector size that the guest is told the medium has, 512 or 4096.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size32)]
+    pub(crate) physical_sector_size: Option<u32>,
+    /// Bytes of the log, a multiple of 1M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size32)]
+    pub(crate) log_size: Option<u32>,
+    /// The identity that the guest sees; random without this.
+    #[arg(long, value_name = "GUID")]
+    pub(crate) disk_id: Option<Guid>,
+}
+
+impl MakeArgs {
+    /// These on top of other options.
+    pub(crate) fn over(self, options: CreateOptions) -> CreateOptions {
+        let mut options = options.preallocate(self.preallocate);
+        if self.fixed {
+            options = options.fixed(true);
+        }
+        if let Some(bytes) = self.block_size {
+            options = options.block_size(bytes);
+        }
+        if let Some(bytes) = self.logical_sector_size {
+            options = options.logical_sector_size(bytes);
+        }
+        if let Some(bytes) = self.physical_sector_size {
+            options = options.physical_sector_size(bytes);
+        }
+        if let Some(bytes) = self.log_size {
+            options = options.log_size(bytes);
+        }
+        if let Some(id) = self.disk_id {
+            options = options.disk_id(id);
+        }
+        options
+    }
+
+    /// Whether any of them was given.
+    pub(crate) fn any(self) -> bool {
+        self.fixed
+            || self.preallocate
+            || self.block_size.is_some()
+            || self.logical_sector_size.is_some()
+            || self.physical_sector_size.is_some()
+            || self.log_size.is_some()
+            || self.disk_id.is_some()
+    }
+}
+
+fn parse_size32(text: &str) -> Result<u32, String> {
+    let size = parse_size(text)?;
+    u32::try_from(size).map_err(|_| format!("'{text}' is too large"))
+}
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The file to make.
+    pub(crate) image: PathBuf,
+    /// Size of the disk: `64G`, `1T`, or bytes.
+    #[arg(value_parser = parse_size)]
+    pub(crate) size: u64,
+    #[command(flatten)]
+    pub(crate) make: MakeArgs,
+    /// Replace the file if it exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `write`.
+#[derive(Debug, Args)]
+pub(crate) struct WriteArgs {
+    /// The VHDX file. It will be changed.
+    pub(crate) image: PathBuf,
+    /// First byte: a multiple of the disk's logical sector size.
+    #[arg(long, default_value = "0", value_parser = parse_size)]
+    pub(crate) offset: u64,
+}
+
+/// Arguments of `resize`.
+#[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    /// The VHDX file. It will be changed.
+    pub(crate) image: PathBuf,
+    /// `100G`, or a difference: `+20G`, `-5G` (after `--`).
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) size: String,
+    /// Cut off data and partitions.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The disk to copy.
+    pub(crate) source: PathBuf,
+    /// The copy to make; `-` streams raw bytes to stdout.
+    pub(crate) target: PathBuf,
+    /// Format of the source; recognised without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<FormatName>,
+    /// Format of the copy; by its name without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: Option<TargetFormat>,
+    #[command(flatten)]
+    pub(crate) make: MakeArgs,
+    /// Replace the target if it exists, or write to a device.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) open: ContentsArgs,
+}
+
+/// Formats that `convert` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetFormat {
+    /// The disk's bytes, nothing else.
+    Raw,
+    /// A VHDX image.
+    Vhdx,
+}
+
+/// Arguments of `measure`.
+#[derive(Debug, Args)]
+pub(crate) struct MeasureArgs {
+    /// A disk to be copied, or the size of a new one: `64G`.
+    pub(crate) source: PathBuf,
+    /// Format of the source; recognised without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<FormatName>,
+    #[command(flatten)]
+    pub(crate) make: MakeArgs,
+    #[command(flatten)]
+    pub(crate) open: ContentsArgs,
+}

@@ -1,0 +1,68 @@
+//! A file that appears under its name only when it is complete.
+//!
+//! It is made under a temporary name beside its target and takes the target's name when it is durable;
+//! whatever stops the work before leaves the old state.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use vhdxkit::storage::FileStorage;
+
+/// Refuses a target that must not be written. Gives what is there already.
+pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("cannot look at {}", path.display())),
+    };
+    if meta.is_dir() {
+        bail!("{} is a directory", path.display());
+    }
+    if !force && path != Path::new("/dev/null") {
+        bail!("{} exists; --force replaces it", path.display());
+    }
+    Ok(Some(meta))
+}
+
+/// Makes a file: `make` fills it and makes it durable. What is there is replaced only by force.
+pub(crate) fn make<T>(
+    target: &Path,
+    force: bool,
+    existing: Option<&Metadata>,
+    make: impl FnOnce(&FileStorage) -> vhdxkit::Result<T>,
+) -> anyhow::Result<T> {
+    // The name may be a link: what it stands for is replaced, not the link.
+    let target = target.canonicalize().unwrap_or_else(|_| target.to_path_buf());
+    let folder = match target.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    let failed = || format!("cannot make {}", target.display());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".vhdx-").suffix(".partial");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let temporary = builder.tempfile_in(&folder).with_context(failed)?;
+    let file = FileStorage::from_file(temporary.as_file().try_clone().with_context(failed)?);
+    let report = make(&file)?;
+    if let Some(meta) = existing {
+        temporary.as_file().set_permissions(meta.permissions()).with_context(failed)?;
+    }
+    let kept = if force {
+        temporary.persist(&target).map_err(|e| e.error)
+    } else {
+        temporary.persist_noclobber(&target).map_err(|e| e.error)
+    };
+    kept.with_context(failed)?;
+    sync_folder(&folder);
+    Ok(report)
+}
+
+/// Makes the new name durable where the system can; the data already is.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}

@@ -1,0 +1,81 @@
+//! `vhdx resize`.
+
+use std::io::{self, Write};
+
+use anyhow::{Context as _, anyhow, bail};
+use serde_json::json;
+use vhdxkit::ops::partitions::end_of_last;
+use vhdxkit::{Image, OpenOptions, Shrink};
+
+use super::Context;
+use super::write::warn_of_change_tracking;
+use crate::args::{ResizeArgs, parse_size};
+use crate::console::{print_json, size};
+
+pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
+    let failed = || format!("cannot resize {}", args.image.display());
+    let mut image = OpenOptions::new().write(true).open(&args.image)?;
+    let old = image.virtual_size();
+    let new = wanted(&args.size, old)?;
+    if new < old && !args.force {
+        require_whole_partitions(&image, new)?;
+    }
+    let tracking = warn_of_change_tracking(&args.image);
+    let before = image.file_size();
+    let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
+    let report = image.resize(new, shrink).with_context(|| match args.force {
+        true => failed(),
+        false => format!("{} (--force cuts off whatever is there)", failed()),
+    });
+    let closed = image.close();
+    let report = report?;
+    closed.with_context(failed)?;
+    drop(image);
+    let after = std::fs::metadata(&args.image)?.len();
+    if context.json {
+        return print_json(&json!({
+            "changed": report.size_before != report.size_after,
+            "bytes_before": before,
+            "bytes_after": after,
+            "virtual_size_before": report.size_before,
+            "virtual_size_after": report.size_after,
+            "table_moved": report.table_moved,
+            "change_tracking": tracking,
+        }));
+    }
+    let name = args.image.display();
+    let mut out = io::stdout().lock();
+    if report.size_before == report.size_after {
+        writeln!(out, "{name}: has that size already; the file was not changed")?;
+    } else {
+        writeln!(out, "{name}: {} before, {} now", size(old), size(new))?;
+        if new > old {
+            writeln!(out, "  enlarge the partition and its file system inside the guest")?;
+        }
+    }
+    Ok(())
+}
+
+fn wanted(text: &str, old: u64) -> anyhow::Result<u64> {
+    let parse = |text: &str| parse_size(text).map_err(|e| anyhow!(e));
+    if text == "min" {
+        bail!("the smallest size (min) comes with compaction; give a size");
+    }
+    let size = if let Some(more) = text.strip_prefix('+') {
+        old.checked_add(parse(more)?)
+    } else if let Some(less) = text.strip_prefix('-') {
+        old.checked_sub(parse(less)?)
+    } else {
+        Some(parse(text)?)
+    };
+    size.ok_or_else(|| anyhow!("{text} from {old} bytes leaves no size"))
+}
+
+fn require_whole_partitions(image: &Image, new: u64) -> anyhow::Result<()> {
+    match end_of_last(image)? {
+        Some(end) if end > new => bail!(
+            "a partition of the disk reaches to byte {end}, behind the new end at {new}: shrink it in the guest first (--force cuts it off)"
+        ),
+        _ => Ok(()),
+    }
+}
