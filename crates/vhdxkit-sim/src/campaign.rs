@@ -250,7 +250,7 @@ impl Shared<'_> {
                 n => format!("{n} operations"),
             };
             format!(
-                "{}, {:?}, seed {}: {operations}\n    again: --class {class:?} --only {index} --seed {}",
+                "{}, {:?}, seed {}: {operations}\n    again: crash --class {class:?} --only {index} --seed {}",
                 class.name(),
                 work.start,
                 self.plan.seed,

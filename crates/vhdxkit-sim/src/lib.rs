@@ -3,11 +3,13 @@
 //! A [`workload`] runs the real library on a simulated [`disk`], which remembers what was done since
 //! the last sync. From each such window [`states`] makes what a power loss or a kill could leave; each
 //! different one is opened, recovered and judged by [`check`] against the guest's [`model`]. A
-//! [`campaign`] does that for classes of workloads and counts.
+//! [`campaign`] does that for classes of workloads and counts. [`kill`] does it to a real process.
 
 pub mod campaign;
 pub mod check;
 pub mod disk;
+#[cfg(unix)]
+pub mod kill;
 pub mod medium;
 pub mod model;
 pub mod random;

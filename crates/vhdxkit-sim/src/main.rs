@@ -3,16 +3,48 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use vhdxkit_sim::campaign::{Class, Plan, run};
 
 /// Crash the write path of vhdxkit in every way, and check what is left.
 #[derive(Debug, Parser)]
 #[command(before_help = "\
 Examples:
-  vhdxkit-sim                                  a small run of every class, about two minutes
-  vhdxkit-sim --states 150000                  the long run: more than a million distinct images
-  vhdxkit-sim --class Long --only 17 --seed 5  one workload again")]
+  vhdxkit-sim crash                                  a small run of every class
+  vhdxkit-sim crash --states 150000                  the long run: over a million distinct images
+  vhdxkit-sim crash --class Long --only 17 --seed 5  one workload again
+  vhdxkit-sim kill --runs 200                        a real process, killed 200 times")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Crash a simulated disk in every way that a sync window allows.
+    Crash(Arguments),
+    /// Kill a process that writes to a real file.
+    #[cfg(unix)]
+    Kill {
+        /// How often.
+        #[arg(long, default_value_t = 20)]
+        runs: u64,
+        /// Seed of everything that is chosen.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// The process that is killed.
+    #[cfg(unix)]
+    #[command(hide = true)]
+    Worker {
+        /// Where the image lies.
+        folder: std::path::PathBuf,
+        /// Makes its writes differ from those of others.
+        round: u64,
+    },
+}
+
+#[derive(Debug, Args)]
 struct Arguments {
     /// Distinct durable images wanted of each class.
     #[arg(long, default_value_t = 20_000)]
@@ -54,7 +86,41 @@ enum ClassName {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let result = match Cli::parse().command {
+        Command::Crash(arguments) => return crash(arguments),
+        #[cfg(unix)]
+        Command::Kill { runs, seed } => kill(runs, seed),
+        #[cfg(unix)]
+        Command::Worker { folder, round } => vhdxkit_sim::kill::worker::work(&folder, round),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhdxkit-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(unix)]
+fn kill(runs: u64, seed: u64) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let worker = (program, vec!["worker".to_owned()]);
+    let plan = vhdxkit_sim::kill::Plan { runs, seed, worker, folder: folder.path().to_path_buf() };
+    let report = vhdxkit_sim::kill::run(&plan)?;
+    print!("{}", report.table());
+    if let Some(failure) = report.failures.first() {
+        let kept = folder.keep();
+        return Err(format!("{failure}; the evidence is in {}", kept.display()));
+    }
+    if runs >= 20 && report.share_inside() < 50 {
+        return Err("fewer than half of the kills were inside a flush".to_owned());
+    }
+    Ok(())
+}
+
+fn crash(arguments: Arguments) -> ExitCode {
     let named = arguments.class.iter().map(|name| match name {
         ClassName::Fresh => Class::Fresh,
         ClassName::Recycled => Class::Recycled,
