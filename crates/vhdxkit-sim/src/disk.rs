@@ -42,6 +42,16 @@ struct Inner {
     expected: Arc<Expectation>,
     operation: usize,
     recording: bool,
+    /// Syncs until the moment is kept to which the disk goes back.
+    keep_in: Option<u64>,
+    kept: Option<Box<Kept>>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    view: Medium,
+    durable: Medium,
+    events: Vec<Event>,
 }
 
 /// When something is done beside what the disk is asked to do.
@@ -91,6 +101,25 @@ impl SimDisk {
         came
     }
 
+    /// The process will die in its `syncs`-th sync from now, counted from one: what it does from then on
+    /// does not count.
+    pub fn die_in_sync(&self, syncs: u64) {
+        let mut inner = self.inner();
+        inner.keep_in = Some(syncs);
+        inner.kept = None;
+    }
+
+    /// Goes back to the moment of death, if there was one. What was written by then is there, and is no
+    /// more durable than it was.
+    pub fn go_back(&self) {
+        let mut inner = self.inner();
+        inner.keep_in = None;
+        if let Some(kept) = inner.kept.take() {
+            let Kept { view, durable, events } = *kept;
+            (inner.view, inner.durable, inner.events) = (view, durable, events);
+        }
+    }
+
     fn reach(&self, now: impl Fn(Moment) -> bool) {
         let due = {
             let mut hook = self.hook.lock().expect("no panic under this lock");
@@ -124,6 +153,12 @@ impl SimDisk {
         std::mem::take(&mut inner.windows)
     }
 
+    /// What a crash would leave that loses everything it can.
+    #[must_use]
+    pub fn durable(&self) -> Medium {
+        self.inner().durable.clone()
+    }
+
     /// The bytes as they are now, durable or not.
     #[must_use]
     pub fn view(&self) -> Medium {
@@ -134,6 +169,17 @@ impl SimDisk {
 impl Inner {
     fn note(&mut self, event: Event) {
         self.events.push(event);
+    }
+
+    fn keep(&mut self) {
+        self.keep_in = match self.keep_in {
+            Some(1) => {
+                let (view, durable) = (self.view.clone(), self.durable.clone());
+                self.kept = Some(Box::new(Kept { view, durable, events: self.events.clone() }));
+                None
+            }
+            other => other.map(|syncs| syncs - 1),
+        };
     }
 
     fn end_window(&mut self) {
@@ -171,6 +217,7 @@ impl Storage for SimDisk {
         let (covered, view) = {
             let mut inner = self.inner();
             inner.view.rebase();
+            inner.keep();
             (inner.events.len(), inner.view.clone())
         };
         self.reach(|moment| moment == Moment::Sync);

@@ -134,6 +134,13 @@ impl Model {
         self.size = size;
     }
 
+    /// A change of size was reported to have failed: the disk has that size or one it had
+    /// before, and the handle shows `size`.
+    pub fn failed_resize(&mut self, before: &Self, size: u64) {
+        self.sizes = [&before.sizes[..], &[self.size]].concat();
+        self.size = size;
+    }
+
     /// The disk has the other size, durably: what was cut off is gone.
     pub fn resized(&mut self) {
         let size = self.size;

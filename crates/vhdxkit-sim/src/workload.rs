@@ -44,6 +44,9 @@ pub enum Operation {
     /// Write to a block that has a place; while the bytes are on their way, another thread discards that
     /// block, flushes, and writes the other block.
     ReuseDuringWrite(u64, u64),
+    /// Write a part of a block and flush; the process dies in a sync on the way, the first, second or
+    /// third. Open again.
+    KillInSync(u64, u64),
     /// Another size, in MiB. What is cut off may be anything.
     Resize(u64),
 }
@@ -208,6 +211,7 @@ impl Guest {
             Operation::FlushDuringWrite(block) => self.flush_during_write(number, block),
             Operation::ChurnDuringFlush(one, other) => self.churn_during_flush(number, one, other),
             Operation::ReuseDuringWrite(one, other) => self.reuse_during_write(number, one, other),
+            Operation::KillInSync(block, syncs) => self.kill_in_sync(number, block, syncs),
             Operation::Resize(mebibytes) => self.resize(number, mebibytes * MIB),
         };
         ran?;
@@ -382,6 +386,15 @@ impl Guest {
         }
     }
 
+    fn kill_in_sync(&mut self, number: usize, block: u64, syncs: u64) -> Result<(), String> {
+        self.disk.die_in_sync(syncs);
+        let start = block * self.start.block();
+        self.write(number, &[(start + SECTOR, SECTOR)])?;
+        self.image().flush().map_err(|e| e.to_string())?;
+        self.disk.go_back();
+        self.reopen(number, false)
+    }
+
     fn resize(&mut self, number: usize, size: u64) -> Result<(), String> {
         self.model.resize(size);
         self.begin(number);
@@ -418,7 +431,7 @@ impl Shared {
 pub fn alphabet(start: Start) -> Vec<Operation> {
     use Operation::{
         Across, Block, ChurnDuringFlush, Close, Discard, DiscardPart, Flush, FlushDuringWrite,
-        Kill, Part, ReuseDuringWrite, Store, Zero, ZeroPart,
+        Kill, KillInSync, Part, ReuseDuringWrite, Store, Zero, ZeroPart,
     };
     let [a, b, _] = start.blocks();
     let mut operations = vec![
@@ -436,6 +449,9 @@ pub fn alphabet(start: Start) -> Vec<Operation> {
         Flush,
         Close,
         Kill,
+        KillInSync(a, 1),
+        KillInSync(a, 2),
+        KillInSync(b, 3),
     ];
     if start != Start::Border {
         operations.extend([Block(a), Block(b), DiscardPart(b)]);
@@ -456,7 +472,9 @@ pub fn resizes() -> Vec<Operation> {
 /// Those of workloads that begin with an almost full log.
 #[must_use]
 pub fn at_the_end_of_an_epoch() -> Vec<Operation> {
-    use Operation::{ChurnDuringFlush, Close, Discard, Flush, FlushDuringWrite, Kill, Part, Store};
+    use Operation::{
+        ChurnDuringFlush, Close, Discard, Flush, FlushDuringWrite, Kill, KillInSync, Part, Store,
+    };
     vec![
         Store(0),
         Store(1),
@@ -465,6 +483,8 @@ pub fn at_the_end_of_an_epoch() -> Vec<Operation> {
         Flush,
         FlushDuringWrite(1),
         ChurnDuringFlush(0, 1),
+        KillInSync(1, 1),
+        KillInSync(1, 2),
         Kill,
         Close,
     ]

@@ -88,8 +88,16 @@ impl Image {
         } else {
             self.shrink_disk(writer, &new)?;
         }
-        self.reassemble()?;
+        // The file has the new size: a handle that could not follow must not write any more.
+        if let Err(error) = self.reassemble() {
+            return Err(self.writer()?.poison(error));
+        }
         Ok(report)
+    }
+
+    /// The part of a change that decides. When it fails nobody knows which size the file has.
+    fn decide(&self, writer: &Writer, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        change().and_then(|()| self.commit_now(writer)).map_err(|error| writer.poison(error))
     }
 
     /// Refuses to cut off anything but zeros.
@@ -134,9 +142,9 @@ impl Image {
         };
         let bat = self.regions.bat();
         let moves = new.bat_bytes() > u64::from(bat.length);
+        let mut region = None;
         if moves {
-            let region = self.write_new_table(writer, new, &entry, added)?;
-            self.stage_region(writer, region)?;
+            region = Some(self.write_new_table(writer, new, &entry, added)?);
         } else {
             self.clear_new_entries(writer, new)?;
             if placed.is_some() {
@@ -150,8 +158,12 @@ impl Image {
             }
             writer.flush()?;
         }
-        self.stage_size(writer, new)?;
-        self.commit_now(writer)?;
+        self.decide(writer, || {
+            if let Some(region) = region {
+                self.stage_region(writer, region)?;
+            }
+            self.stage_size(writer, new)
+        })?;
         if moves {
             // Entries of this epoch write to the old table: its space waits for the next one.
             writer.state().held.push(bat.offset..bat.end());
@@ -165,16 +177,17 @@ impl Image {
         writer.sectors.apply()?;
         let (first, end) = (new.bat_entries(), self.geometry.bat_entries());
         let whole = first.next_multiple_of(page);
-        for index in first..whole.min(end) {
-            self.bat.set(index, RawEntry::default())?;
-        }
-        if whole < end {
-            let at = |index: u64| self.rules.at(index);
-            let range = at(whole)..at(end.next_multiple_of(page));
-            writer.state().zeroes.push(range);
-        }
-        self.stage_size(writer, new)?;
-        self.commit_now(writer)
+        self.decide(writer, || {
+            for index in first..whole.min(end) {
+                self.bat.set(index, RawEntry::default())?;
+            }
+            if whole < end {
+                let at = |index: u64| self.rules.at(index);
+                let range = at(whole)..at(end.next_multiple_of(page));
+                writer.state().zeroes.push(range);
+            }
+            self.stage_size(writer, new)
+        })
     }
 
     /// Zeroes what the last block has behind the end of the disk.
