@@ -1,0 +1,285 @@
+//! The commands that make or change images, as a person runs them.
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use common::{Run, Workdir, json, vhdx};
+
+const MIB: u64 = 1 << 20;
+
+/// Runs the command with bytes on stdin.
+fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Run::command(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The command may refuse before it has read anything.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn write(image: &str, offset: &str, input: &[u8]) {
+    let output = with_input(&["write", image, "--offset", offset], input);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn have_qemu() -> bool {
+    let found = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !found {
+        eprintln!("skipped: qemu-img is not installed");
+    }
+    found
+}
+
+fn qemu(arguments: &[&str]) {
+    let output = Command::new("qemu-img").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_new_disk_is_what_was_asked_for() {
+    let dir = Workdir::new();
+    let image = dir.path("a disk.vhdx");
+    let made = json(&vhdx(&["create", "--json", &image, "3G"]).succeeds());
+    assert_eq!(made["virtual_size"], 3u64 << 30);
+    assert_eq!(made["file_size"], std::fs::metadata(&image).unwrap().len());
+    let info = json(&vhdx(&["info", "--json", &image]).succeeds());
+    assert_eq!((&info["type"], &info["block_size"]), (&"dynamic".into(), &(32 * MIB).into()));
+    vhdx(&["check", &image]).succeeds();
+
+    let other = dir.path("other.vhdx");
+    let id = "11223344-5566-4788-99aa-bbccddeeff00";
+    let sizes = ["--block-size", "2M", "--logical-sector-size", "4096", "--log-size", "4M"];
+    let mut arguments = vec!["create", &other, "20M", "--fixed", "--preallocate", "--disk-id", id];
+    arguments.extend(sizes);
+    vhdx(&arguments).succeeds();
+    let info = json(&vhdx(&["info", "--json", &other]).succeeds());
+    assert_eq!((&info["type"], &info["block_size"]), (&"fixed".into(), &(2 * MIB).into()));
+    assert_eq!(info["logical_sector_size"], 4096);
+    assert_eq!(info["virtual_disk_id"], id);
+    assert_eq!(info["log"]["length"], 4 * MIB);
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::linux::fs::MetadataExt;
+        let meta = std::fs::metadata(&other).unwrap();
+        assert!(meta.st_blocks() * 512 >= meta.len(), "the file is sparse");
+    }
+    let before = std::fs::read(&image).unwrap();
+    let refused = vhdx(&["create", &image, "1G"]).fails_with(1);
+    assert!(refused.contains("--force"), "{refused}");
+    assert!(std::fs::read(&image).unwrap() == before);
+    for bad in [["0", "32M"], ["1000", "32M"], ["65T", "32M"], ["1G", "3M"], ["1G", "512M"]] {
+        let target = dir.path("bad.vhdx");
+        vhdx(&["create", &target, bad[0], "--block-size", bad[1]]).fails_with(1);
+        assert!(!std::path::Path::new(&target).exists());
+    }
+    assert_eq!(dir.names(), ["a disk.vhdx", "other.vhdx"], "something was left behind");
+}
+
+#[test]
+fn write_takes_stdin_and_refuses_what_is_no_whole_sector() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    vhdx(&["create", &image, "64M", "--block-size", "1M"]).succeeds();
+    let bytes: Vec<u8> = (0..3 * MIB).map(|i| (i % 251) as u8).collect();
+    write(&image, "0x7ffe00", &bytes);
+    let read = vhdx(&["read", &image, "--offset", "0x7ffe00", "--length", "3M"]);
+    assert!(read.succeeds_with_bytes() == bytes);
+    vhdx(&["check", &image]).succeeds();
+    let before = std::fs::read(&image).unwrap();
+    for (offset, input) in [("7", &bytes[..512]), ("65M", &bytes[..512]), ("64M", &bytes[..512])] {
+        let output = with_input(&["write", &image, "--offset", offset], input);
+        assert_eq!(output.status.code(), Some(1), "{offset}");
+    }
+    let output = with_input(&["write", &image, "--offset", "0"], &bytes[..100]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && text.contains("100 bytes"), "{text}");
+    let guest = vhdx(&["read", &image]).succeeds_with_bytes();
+    assert!(guest[..512].iter().all(|byte| *byte == 0));
+    assert_eq!(std::fs::read(&image).unwrap().len(), before.len());
+    if have_qemu() {
+        qemu(&["check", "-q", "-f", "vhdx", &image]);
+    }
+}
+
+#[test]
+fn resize_grows_shrinks_and_protects_data_and_partitions() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    vhdx(&["create", &image, "64M", "--block-size", "1M"]).succeeds();
+    let grown = json(&vhdx(&["resize", "--json", &image, "+36M"]).succeeds());
+    assert_eq!(
+        (&grown["changed"], &grown["virtual_size_after"]),
+        (&true.into(), &(100 * MIB).into())
+    );
+    assert_eq!(json(&vhdx(&["resize", "--json", &image, "100M"]).succeeds())["changed"], false);
+    write(&image, "80M", &[7; 512]);
+    let refused = vhdx(&["resize", &image, "70M"]).fails_with(1);
+    assert!(refused.contains(&(80 * MIB).to_string()) && refused.contains("--force"), "{refused}");
+    vhdx(&["resize", &image, "81M"]).succeeds();
+    // A partition of 40 MiB at 1 MiB, without contents.
+    let mut sector = [0; 512];
+    sector[446 + 4] = 0x83;
+    sector[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    sector[446 + 12..446 + 16].copy_from_slice(&(40 * 2048u32).to_le_bytes());
+    sector[510..].copy_from_slice(&[0x55, 0xAA]);
+    write(&image, "0", &sector);
+    vhdx(&["resize", "--force", &image, "50M"]).succeeds();
+    let refused = vhdx(&["resize", &image, "--", "-10M"]).fails_with(1);
+    assert!(
+        refused.contains("partition") && refused.contains(&(41 * MIB).to_string()),
+        "{refused}"
+    );
+    vhdx(&["resize", &image, "41M"]).succeeds();
+    for bad in ["0", "1000", "65T", "+70T", "-99G", "x", "min"] {
+        vhdx(&["resize", &image, "--", bad]).fails_with(1);
+    }
+    let info = json(&vhdx(&["info", "--json", &image]).succeeds());
+    assert_eq!(info["virtual_size"], 41 * MIB);
+    vhdx(&["check", &image]).succeeds();
+    if have_qemu() {
+        qemu(&["check", "-q", "-f", "vhdx", &image]);
+    }
+}
+
+#[test]
+fn raw_and_vhdx_convert_into_each_other() {
+    let dir = Workdir::new();
+    let (raw, image, fixed, back) =
+        (dir.path("a.raw"), dir.path("a.vhdx"), dir.path("fixed.vhdx"), dir.path("back.raw"));
+    let bytes: Vec<u8> =
+        (0..5 * MIB + 512).map(|i| if i % (2 * MIB) < 9999 { 3 } else { 0 }).collect();
+    std::fs::write(&raw, &bytes).unwrap();
+    let measured = json(&vhdx(&["measure", "--json", &raw, "--block-size", "1M"]).succeeds());
+    let done = json(&vhdx(&["convert", "--json", &raw, &image, "--block-size", "1M"]).succeeds());
+    assert_eq!(done["changed"], true);
+    assert!(measured["required"].as_u64() >= done["bytes_after"].as_u64());
+    // Three blocks hold something: the zeros between are not stored.
+    assert_eq!(done["bytes_after"], (4 + 3) * MIB);
+    vhdx(&["compare", &raw, &image]).succeeds();
+    vhdx(&["convert", &image, &fixed, "--fixed"]).succeeds();
+    assert_eq!(json(&vhdx(&["info", "--json", &fixed]).succeeds())["type"], "fixed");
+    vhdx(&["convert", &fixed, &back]).succeeds();
+    assert!(std::fs::read(&back).unwrap() == bytes);
+    for file in [&image, &fixed] {
+        vhdx(&["check", file]).succeeds();
+        if have_qemu() {
+            qemu(&["check", "-q", "-f", "vhdx", file]);
+            qemu(&["compare", "-q", "-f", "vhdx", "-F", "raw", file, &raw]);
+        }
+    }
+    let names = dir.names();
+    for arguments in [
+        vec!["convert", &raw, &image],
+        vec!["convert", &raw, &raw, "--force"],
+        vec!["convert", &raw, "-", "--to", "vhdx"],
+        vec!["convert", &raw, "x.vhdx", "--block-size", "3M"],
+        vec!["convert", &image, "x.raw", "--fixed"],
+        vec!["convert", &image, "x.qcow2"],
+        vec!["convert", &raw, "x.raw"],
+    ] {
+        vhdx(&arguments).fails_with(1);
+    }
+    assert_eq!(dir.names(), names, "something was left behind");
+}
+
+/// A disk full in the middle: nothing is left under the target's name, and an image that was being
+/// written keeps what it had.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error_and_nothing_more() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    vhdx(&["create", &image, "64M", "--block-size", "1M"]).succeeds();
+    write(&image, "1M", &[5; 4096]);
+    let raw = dir.path("big.raw");
+    std::fs::write(&raw, vec![1; 12 << 20]).unwrap();
+    let names = dir.names();
+    // No file may become longer than 8 MiB: what the system answers is an error like any other.
+    let limited = |arguments: &str| {
+        let program = env!("CARGO_BIN_EXE_vhdx");
+        let script = format!("trap '' XFSZ; ulimit -f 8192; exec {program} {arguments}");
+        Command::new("bash")
+            .args(["-c", &script])
+            .stdin(std::fs::File::open(&raw).unwrap())
+            .output()
+    };
+    let output = limited(&format!("convert '{raw}' '{}'", dir.path("copy.vhdx"))).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("too large"), "{text}");
+    let output = limited(&format!("write '{image}' --offset 2M")).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(dir.names(), names, "something was left behind");
+    vhdx(&["check", &image]).succeeds();
+    let kept = vhdx(&["read", &image, "--offset", "1M", "--length", "4096"]);
+    assert!(kept.succeeds_with_bytes() == [5; 4096]);
+    write(&image, "2M", &[6; 4096]);
+}
+
+/// Killed in the middle of a long write: whatever it had flushed or not, the image opens.
+#[test]
+#[cfg(unix)]
+fn a_killed_write_leaves_an_image_that_opens() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    vhdx(&["create", &image, "64M", "--block-size", "1M"]).succeeds();
+    let mut child = Run::command(&["write", &image]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&vec![9; 10 << 20]).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(stdin);
+    vhdx(&["check", &image]).succeeds();
+    vhdx(&["log", "replay", &image]).succeeds();
+    write(&image, "0", &[1; 512]);
+    vhdx(&["check", &image]).succeeds();
+}
+
+#[test]
+fn a_read_only_file_is_not_written() {
+    let dir = Workdir::new();
+    let image = dir.copy("clean.vhdx");
+    let mut permissions = std::fs::metadata(&image).unwrap().permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(&image, permissions).unwrap();
+    let before = dir.fingerprint(&image);
+    let output = with_input(&["write", &image], &[1; 512]);
+    // Root may write whatever it likes; then this says nothing.
+    if output.status.code() == Some(1) {
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot open"));
+        assert_eq!(dir.fingerprint(&image), before);
+    }
+}
+
+#[test]
+fn writing_is_refused_while_somebody_else_has_the_image() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    vhdx(&["create", &image, "64M"]).succeeds();
+    let mut child = Run::command(&["write", &image]).stdin(Stdio::piped()).spawn().unwrap();
+    // It holds the image as long as its input is open.
+    let begun = std::time::Instant::now();
+    let refused = loop {
+        let output = with_input(&["write", &image], &[1; 512]);
+        if output.status.code() == Some(4) || begun.elapsed().as_secs() > 20 {
+            break output;
+        }
+    };
+    assert_eq!(refused.status.code(), Some(4));
+    vhdx(&["resize", &image, "65M"]).fails_with(4);
+    if have_qemu() {
+        let output =
+            Command::new("qemu-img").args(["info", "-f", "vhdx", &image]).output().unwrap();
+        assert!(!output.status.success(), "QEMU opens what we are writing");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("lock"));
+    }
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    vhdx(&["resize", &image, "65M"]).succeeds();
+}
