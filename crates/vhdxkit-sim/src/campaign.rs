@@ -403,9 +403,10 @@ fn checked(state: &Medium, expected: &Expectation) -> Result<(), String> {
 fn describe(atoms: &Atoms<'_>, survivors: &Survivors) -> String {
     let mut text = String::new();
     for number in 0..atoms.len().min(40) {
-        let fate = match survivors.torn {
-            Some((torn, tear)) if torn == number => format!("torn ({tear:?})"),
-            _ if survivors.atoms.contains(&number) => "survives".to_owned(),
+        let torn = survivors.torn.iter().find(|(torn, _)| *torn == number);
+        let fate = match torn {
+            Some((_, tear)) => format!("torn ({tear:?})"),
+            None if survivors.atoms.contains(&number) => "survives".to_owned(),
             _ => "lost".to_owned(),
         };
         let _ = writeln!(text, "    {:<24} {fate}", atoms.describe(number));

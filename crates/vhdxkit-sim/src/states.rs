@@ -3,9 +3,9 @@
 //! What was done since the last sync is divided into *atoms*, each of which survives or not: 4 KiB of
 //! a write (large writes: their first and last 4 KiB and what is between), a change of length, a hole.
 //! Of up to [`ALL_SUBSETS`] atoms every subset is made; of more every prefix (what a killed process
-//! leaves), every single loss, every single survivor, and seeded subsets. On top, one surviving write
-//! at a time is torn: its first 512 bytes new, the rest old; or, where no guest data is concerned, the
-//! rest garbage.
+//! leaves), every single loss, every single survivor, and seeded subsets. On top, surviving
+//! writes are torn, one at a time and all at once: the first 512 bytes new, the rest old; or, where no
+//! guest data is concerned, the rest garbage.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub enum Tear {
 pub struct Survivors {
     /// By number, in order.
     pub atoms: Vec<usize>,
-    /// One of them is torn.
-    pub torn: Option<(usize, Tear)>,
+    /// Those of them that are torn: none, one, or all that can be.
+    pub torn: Vec<(usize, Tear)>,
 }
 
 /// A window's atoms.
@@ -100,10 +100,15 @@ impl<'a> Atoms<'a> {
             };
             for atom in torn {
                 for tear in self.tears(atom) {
-                    all.push(Survivors { atoms: atoms.clone(), torn: Some((atom, tear)) });
+                    all.push(Survivors { atoms: atoms.clone(), torn: vec![(atom, tear)] });
                 }
             }
-            all.push(Survivors { atoms, torn: None });
+            let last = |atom: &usize| Some((*atom, self.tears(*atom).pop()?));
+            let every: Vec<(usize, Tear)> = atoms.iter().filter_map(last).collect();
+            if every.len() > 1 {
+                all.push(Survivors { atoms: atoms.clone(), torn: every });
+            }
+            all.push(Survivors { atoms, torn: Vec::new() });
         }
         all
     }
@@ -134,7 +139,7 @@ impl<'a> Atoms<'a> {
                 }
                 Atom::Punch(range) => medium.zero(range.clone()),
                 Atom::Write(offset, bytes, part) => {
-                    let torn = survivors.torn.filter(|(torn, _)| *torn == number);
+                    let torn = survivors.torn.iter().find(|(torn, _)| *torn == number).copied();
                     write(&mut medium, *offset, &bytes[part.clone()], part.start, torn);
                 }
             }
