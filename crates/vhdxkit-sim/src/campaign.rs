@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vhdxkit::{CreateOptions, ErrorKind, OpenOptions};
 
-use crate::check::{check_state, record_recovery};
+use crate::check::{ask_qemu, check_state, record_recovery};
 use crate::disk::{SimDisk, Window};
 use crate::medium::{Medium, mix};
 use crate::model::{Expectation, Model};
@@ -94,8 +94,8 @@ impl Class {
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];
                 let operations = sequence(&workload::at_the_end_of_an_epoch(), index / 2, 4)?;
-                // 127 entries of two sectors fill a log of 256 sectors.
-                Some(Workload { start, commits: 124 + index / 2 % 4, operations })
+                // 126 entries of two sectors fill a log of 256 sectors.
+                Some(Workload { start, commits: 123 + index / 2 % 4, operations })
             }
             Self::Long => {
                 let starts = [Start::Recycled, Start::Fresh, Start::Border, Start::Fixed];
@@ -144,6 +144,8 @@ pub struct Plan {
     pub threads: usize,
     /// Every so many distinct states, the recovery is crashed as well.
     pub depth_two: usize,
+    /// Every so many distinct states, QEMU is asked as well; never for zero.
+    pub qemu: usize,
     /// Stop at the first failure.
     pub fail_fast: bool,
     /// No more than this.
@@ -163,6 +165,8 @@ pub struct Tally {
     pub states: usize,
     /// Different durable images among them.
     pub distinct: HashSet<u64>,
+    /// How many of them QEMU has replayed and shown right.
+    pub qemu: usize,
     /// Images that were checked: some with several expectations.
     checked: HashSet<u64>,
     /// What did not hold, told in full.
@@ -295,7 +299,12 @@ impl Shared<'_> {
             if !new {
                 continue;
             }
-            if let Err(error) = checked(&state, &window.expected) {
+            let mut judged = checked(&state, &window.expected);
+            if judged.is_ok() && self.plan.qemu > 0 && count.is_multiple_of(self.plan.qemu) {
+                judged = ask_qemu(&state, &window.expected);
+                self.tally(class, |tally| tally.qemu += 1);
+            }
+            if let Err(error) = judged {
                 let operation = window.operation;
                 let what = describe(&atoms, &survivors);
                 self.fail(
@@ -437,30 +446,32 @@ impl Outcome {
     pub fn table(&self) -> String {
         let all = self.distinct().max(1);
         let mut text = String::from(
-            "| class | workloads | sync windows | crash states | distinct images | share | failures |\n\
-             |---|---:|---:|---:|---:|---:|---:|\n",
+            "| class | workloads | sync windows | crash states | distinct images | share | by QEMU | failures |\n\
+             |---|---:|---:|---:|---:|---:|---:|---:|\n",
         );
         for (class, tally) in self.tallies.iter().filter(|(_, tally)| tally.workloads > 0) {
             let distinct = tally.distinct.len();
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {distinct} | {:.1} % | {} |",
+                "| {} | {} | {} | {} | {distinct} | {:.1} % | {} | {} |",
                 class.name(),
                 tally.workloads,
                 tally.windows,
                 tally.states,
                 100.0 * distinct as f64 / all as f64,
+                tally.qemu,
                 tally.failures.len()
             );
         }
         let sum = |f: fn(&Tally) -> usize| self.tallies.iter().map(|(_, t)| f(t)).sum::<usize>();
         let _ = writeln!(
             text,
-            "| **all** | {} | {} | {} | **{}** | | {} |",
+            "| **all** | {} | {} | {} | **{}** | | {} | {} |",
             sum(|t| t.workloads),
             sum(|t| t.windows),
             sum(|t| t.states),
             self.distinct(),
+            sum(|t| t.qemu),
             sum(|t| t.failures.len())
         );
         text

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vhdxkit::OpenOptions;
 use vhdxkit::defect::{Defect, Severity};
 use vhdxkit::ops::check::check;
-use vhdxkit::storage::Storage;
+use vhdxkit::storage::{FileStorage, Storage};
 
 use crate::disk::{SimDisk, Window};
 use crate::medium::Medium;
@@ -71,4 +71,41 @@ pub fn record_recovery(state: &Medium, expected: &Arc<Expectation>) -> Result<Ve
     disk.record(0, expected);
     drop(open(&disk)?);
     Ok(disk.windows())
+}
+
+/// Promise 6: QEMU replays the state, too, and what it leaves shows the guest the same.
+///
+/// # Errors
+/// What does not hold, or QEMU cannot be asked.
+pub fn ask_qemu(state: &Medium, expected: &Expectation) -> Result<(), String> {
+    let told = |e: std::io::Error| e.to_string();
+    // QEMU syncs after each 4 KiB that it replays: in memory, where there is such a folder.
+    let in_memory = std::path::Path::new("/dev/shm");
+    let file = match in_memory.is_dir() {
+        true => tempfile::NamedTempFile::new_in(in_memory),
+        false => tempfile::NamedTempFile::new(),
+    };
+    let file = file.map_err(told)?;
+    let storage = FileStorage::from_file(file.reopen().map_err(told)?);
+    storage.set_len(state.len()).map_err(told)?;
+    let mut at = 0;
+    while let Some(run) = state.next_data(at) {
+        let mut page = vec![0; (run.end - run.start) as usize];
+        state.read(run.start, &mut page);
+        storage.write_at(run.start, &page).map_err(told)?;
+        at = run.end;
+    }
+    let path = file.path().to_string_lossy().into_owned();
+    let output = std::process::Command::new("qemu-img")
+        .args(["check", "-q", "-T", "unsafe", "-r", "all", "-f", "vhdx", &path])
+        .output()
+        .map_err(told)?;
+    if !output.status.success() {
+        return Err(format!("QEMU refuses it: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    let image = vhdxkit::Image::open(file.path()).map_err(|e| format!("after QEMU: {e}"))?;
+    if image.headers().is_dirty() {
+        return Err("QEMU has not replayed it".to_owned());
+    }
+    judge(&image, expected).map(|_| ()).map_err(|e| format!("after QEMU's replay: {e}"))
 }

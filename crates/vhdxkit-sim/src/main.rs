@@ -64,6 +64,9 @@ struct Arguments {
     /// Every so many states the recovery is crashed, too.
     #[arg(long, default_value_t = 12)]
     depth_two: usize,
+    /// Every so many states QEMU replays one, too; 0 for never.
+    #[arg(long, default_value_t = 1000)]
+    qemu: usize,
     /// Go on after a failure.
     #[arg(long)]
     keep_going: bool,
@@ -138,7 +141,12 @@ fn crash(arguments: Arguments) -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // A panic of the code under test is a finding, and is told with its workload.
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    let have_qemu = std::process::Command::new("qemu-img").arg("--version").output().is_ok();
+    if !have_qemu {
+        eprintln!("qemu-img is not installed: nothing is replayed by QEMU");
+    }
     let outcome = run(&Plan {
+        qemu: if have_qemu { arguments.qemu } else { 0 },
         states: arguments.states,
         classes,
         seed: arguments.seed,

@@ -12,6 +12,7 @@ fn every_crash_state_opens_with_what_was_acknowledged() {
         seed: 7,
         threads: 2,
         depth_two: 12,
+        qemu: 0,
         fail_fast: true,
         limit: Duration::from_secs(60),
         only: None,

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! offset 0       0x1000                                       end of the log
-//! | empty entry  | first real entry | entry | entry | ...     | one sector always free |
+//! | empty entry  | first real entry | entry | entry | ...     | two sectors always free |
 //! ```
 //!
 //! # Each step, and the crash it is there for
@@ -56,6 +56,9 @@ use super::headers::HeaderWriter;
 pub(crate) const MOST_DESCRIPTORS: usize = 126;
 /// Where the first real entry of an epoch lies.
 const FIRST_REAL: u32 = LOG_SECTOR;
+/// Bytes at the end of the log that are never written. The format wants one sector; with only one free
+/// QEMU 10.0.2 searches the log for ever.
+const NEVER_WRITTEN: u32 = 2 * LOG_SECTOR;
 
 /// A change that an entry makes durable.
 #[derive(Debug, Clone)]
@@ -118,8 +121,9 @@ impl LogWriter {
     /// How many changes the next entry can carry.
     pub(crate) fn room(&self) -> usize {
         let next = self.epoch.map_or(FIRST_REAL, |epoch| epoch.next);
-        // One sector for header and descriptors, and one that is never written.
-        let sectors = (self.place.length.saturating_sub(next) / LOG_SECTOR).saturating_sub(2);
+        let left = self.place.length.saturating_sub(NEVER_WRITTEN).saturating_sub(next);
+        // One sector is for header and descriptors.
+        let sectors = (left / LOG_SECTOR).saturating_sub(1);
         usize::try_from(sectors).unwrap_or(usize::MAX).min(MOST_DESCRIPTORS)
     }
 
@@ -149,7 +153,7 @@ impl LogWriter {
         let start = epoch.next.saturating_sub(length_of(&bytes));
         let entry = self.encode(epoch.guid, FIRST_REAL, changes, sizes)?;
         epoch.next = epoch.next.saturating_add(length_of(&entry));
-        if epoch.next > self.place.length.saturating_sub(LOG_SECTOR) {
+        if epoch.next > self.place.length.saturating_sub(NEVER_WRITTEN) {
             return Err(Error::invalid("the log has no room for this entry"));
         }
         bytes.extend_from_slice(&entry);

@@ -25,7 +25,7 @@ use crate::format::mib_floor;
 use crate::image::Image;
 use crate::log::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
 use crate::map::SectorImage;
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageExt};
 use crate::{Error, Result};
 
 use super::{IDLE, Writer};
@@ -199,6 +199,7 @@ impl Writer {
 
     fn make_durable(&self, log: &mut LogWriter, snapshot: Snapshot) -> Result<()> {
         let storage = &*self.file;
+        self.require_length()?;
         if snapshot.payload_first && log.is_live() {
             self.sync(log)?;
         }
@@ -221,6 +222,17 @@ impl Writer {
         let mut state = self.state();
         state.retired.extend(snapshot.dropped.into_iter().map(|range| (generation, range)));
         Ok(())
+    }
+
+    /// An entry says how long the file is. When somebody has cut it that is a lie that would keep the
+    /// image from being opened; and whatever lay behind the cut is lost.
+    fn require_length(&self) -> Result<()> {
+        let (found, expected) = (self.file.length()?, self.length());
+        if found >= expected {
+            return Ok(());
+        }
+        let cut = format!("it has {found} bytes and had {expected}: another program has cut it");
+        Err(Error::io_whole("cannot go on with the file", std::io::Error::other(cut)))
     }
 
     /// The log is full: everything in place, and a new epoch.

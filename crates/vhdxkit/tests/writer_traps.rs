@@ -1,0 +1,128 @@
+//! Mistakes that other programs make when they write, each guarded here or in the simulator.
+//!
+//! Trap 6 (a header that names a log without an entry) and 7 (log space reused too early) are crash
+//! states: `vhdxkit-sim`, planted there as d02, c01 and c02.
+
+mod common;
+
+use std::sync::Arc;
+
+use vhdxkit::storage::{FileStorage, MemoryStorage, OpenMode, Storage};
+use vhdxkit::{CreateOptions, ErrorKind, ExtentState, OpenOptions};
+
+const MIB: u64 = 1 << 20;
+
+/// Trap 9: the end of a file is taken for zeros after a clean reopen, and shows old bytes in a new
+/// block.
+#[test]
+fn what_lies_behind_the_last_block_never_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhdx");
+    CreateOptions::new(64 * MIB).block_size(1 << 20).create(&path).unwrap();
+    let file = FileStorage::open(&path, OpenMode::ReadWrite).unwrap();
+    let end = file.len().unwrap();
+    file.write_at(end, &vec![0xEE; 8 << 20]).unwrap();
+    drop(file);
+    for round in 0..4u64 {
+        let image = OpenOptions::new().write(true).open(&path).unwrap();
+        image.write_at(round * 5 * MIB + 8192, &[1; 512]).unwrap();
+        let mut block = vec![0xAA; 1 << 20];
+        image.read_at(round * 5 * MIB, &mut block).unwrap();
+        block[8192..8704].fill(0);
+        assert!(block.iter().all(|byte| *byte == 0), "round {round}: old bytes in a new block");
+        image.close().unwrap();
+    }
+}
+
+/// Trap 12: "fixed" images whose every block is ZERO, and which grow to twice their size.
+#[test]
+fn a_fixed_disk_has_every_block_from_the_start_and_never_grows() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(20 * MIB + 512)
+        .block_size(2 << 20)
+        .fixed(true)
+        .create_storage(&*file)
+        .unwrap();
+    let length = file.len().unwrap();
+    let image = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    let size = image.virtual_size();
+    assert!(image.extents(0..size).all(|e| e.unwrap().state == ExtentState::Data));
+    for at in (0..size - 512).step_by(1 << 20) {
+        image.write_at(at / 512 * 512, &[1; 512]).unwrap();
+    }
+    image.write_zeroes(0..size).unwrap();
+    image.discard(0..size).unwrap();
+    image.close().unwrap();
+    assert_eq!(file.len().unwrap(), length);
+    assert!(image.extents(0..size).all(|e| e.unwrap().state == ExtentState::Data));
+}
+
+/// A file that is cut by somebody else while we write it: an error that says so, and no entry that
+/// would lie about the length.
+#[test]
+fn a_file_that_shrinks_under_us_is_noticed() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(64 * MIB).block_size(1 << 20).create_storage(&*file).unwrap();
+    let image = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    image.write_at(0, &[1; 512]).unwrap();
+    image.flush().unwrap();
+    image.write_at(9 * MIB, &[1; 512]).unwrap();
+    file.set_len(6 * MIB).unwrap();
+    let error = image.flush().unwrap_err();
+    assert!(error.to_string().contains("cut"), "{error}");
+    assert_eq!(image.write_at(0, &[2; 512]).unwrap_err().kind(), ErrorKind::Poisoned);
+    let mut sector = [0; 512];
+    image.read_at(0, &mut sector).unwrap();
+    assert_eq!(sector, [1; 512]);
+}
+
+/// Somebody else writes a header while we have the image: the next header of ours is not written.
+#[test]
+fn a_second_writer_is_noticed_before_a_header_is_written() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(64 * MIB).block_size(1 << 20).create_storage(&*file).unwrap();
+    let first = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    let second = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    second.write_at(0, &[1; 512]).unwrap();
+    second.close().unwrap();
+    let error = first.write_at(MIB, &[2; 512]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ForeignWriter, "{error}");
+    let again = OpenOptions::new().open_storage(file).unwrap();
+    let mut sector = [0; 512];
+    again.read_at(0, &mut sector).unwrap();
+    assert_eq!(sector, [1; 512]);
+}
+
+/// Many threads on one image: every thread finds what it wrote, and the file is sound afterwards.
+#[test]
+fn many_threads_write_trim_and_flush_one_image() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(256 * MIB).block_size(1 << 20).create_storage(&*file).unwrap();
+    let image = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..6u64 {
+            let image = &image;
+            scope.spawn(move || {
+                // All threads meet in the same blocks, each in its own sectors.
+                let mut sector = [0; 4096];
+                for step in 0..400u64 {
+                    let at = (step * 7 % 60) * MIB + thread * 4096;
+                    let value = (thread * 40 + step % 40) as u8 + 1;
+                    image.write_at(at, &[value; 4096]).unwrap();
+                    image.read_at(at, &mut sector).unwrap();
+                    assert_eq!(sector, [value; 4096], "thread {thread}, step {step}");
+                    let own = (100 + thread) * MIB;
+                    match step % 5 {
+                        0 => image.flush().unwrap(),
+                        1 => image.write_at(own, &[value; 4096]).unwrap(),
+                        3 => image.discard(own..own + MIB).unwrap(),
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    image.close().unwrap();
+    let findings = vhdxkit::ops::check::check(file, &mut ()).unwrap();
+    assert!(!findings.has_problems(), "{findings:?}");
+}
