@@ -114,7 +114,11 @@ impl Table {
                     };
                     self.missed += usize::from(!met);
                     let word = if met { "met" } else { "**missed**" };
-                    format!("{sign} {}: {word}", target.ratio)
+                    let demanded = match target.ratio {
+                        small if small < 0.1 => format!("1/{:.0}", 1.0 / small),
+                        ratio => ratio.to_string(),
+                    };
+                    format!("{sign} {demanded}: {word}")
                 }
             };
             let shown = if ratio < 0.1 { format!("{ratio:.3}") } else { format!("{ratio:.2}") };
