@@ -97,7 +97,7 @@ fn ours(image: &Image, operations: &[Operation]) {
                 image.write_zeroes(offset..offset + length).unwrap();
             }
             Operation::Discard { offset, length } => {
-                image.discard(offset..offset + length).unwrap()
+                image.discard(offset..offset + length).unwrap();
             }
             Operation::Flush => image.flush().unwrap(),
         }

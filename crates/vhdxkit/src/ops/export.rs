@@ -146,6 +146,7 @@ fn copy(
     report: &mut ExportReport,
     put: &mut dyn FnMut(Piece<'_>) -> Result<u64>,
 ) -> Result<()> {
+    let mut cloner = cloner;
     let mut buf = vec![0; CHUNK];
     let step = u64::try_from(CHUNK).unwrap_or(u64::MAX);
     for run in image_runs(image) {
@@ -161,11 +162,13 @@ fn copy(
             }
             continue;
         }
-        if let (Some(cloner), Some(place)) = (cloner, run.place) {
-            share(cloner, &run, place, progress, report)?;
-            continue;
-        }
         let mut at = run.range.start;
+        if let (Some(able), Some(place)) = (cloner, run.place) {
+            at = share(able, &run, place, progress, report)?;
+            if at < run.range.end {
+                cloner = None;
+            }
+        }
         while at < run.range.end {
             let now = run.range.end.saturating_sub(at).min(step);
             let piece = buf.get_mut(..usize::try_from(now).unwrap_or_default()).unwrap_or_default();
@@ -179,24 +182,26 @@ fn copy(
     Ok(())
 }
 
-/// Lets the copy share a run of the image's bytes, in steps, so that a stop is heard.
+/// Lets the copy share a run of the image's bytes, in steps, so that a stop is heard. Returns where the
+/// system would not go on.
 fn share(
     cloner: &Cloner<'_>,
     run: &DiskRun,
     place: u64,
     progress: &mut dyn Progress,
     report: &mut ExportReport,
-) -> Result<()> {
+) -> Result<u64> {
     let mut at = run.range.start;
     while at < run.range.end {
         let now = run.range.end.saturating_sub(at).min(SHARED_STEP);
         let from = place.saturating_add(at.saturating_sub(run.range.start));
-        cloner
-            .share(from, at, now)
-            .map_err(|e| Error::io("cannot share the data with the copy", at, e))?;
+        let shared = cloner.share(from, at, now);
+        if !shared.map_err(|e| Error::io("cannot share the data with the copy", at, e))? {
+            break;
+        }
         report.written = report.written.saturating_add(now);
         advance(progress, now)?;
         at = at.saturating_add(now);
     }
-    Ok(())
+    Ok(at)
 }
