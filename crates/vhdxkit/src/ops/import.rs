@@ -16,6 +16,7 @@ use crate::storage::{Cloner, Storage};
 use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
+use super::buffer::Buffer;
 use super::disk::{Disk, DiskRun};
 use super::progress::{Progress, advance};
 use super::writeback::Writeback;
@@ -36,8 +37,6 @@ pub struct ImportReport {
     pub file_size: u64,
 }
 
-/// One read: large enough to be fast, small enough for a page cache to keep up.
-const CHUNK: usize = 256 << 10;
 /// So much is shared at once where the file system can, so that a stop is heard.
 const SHARED_STEP: u64 = 1 << 30;
 
@@ -174,7 +173,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     fn run(&mut self, writeback: &mut Writeback, progress: &mut dyn Progress) -> Result<()> {
-        let mut buf = vec![0; CHUNK];
+        let mut buffer = Buffer::new();
         for run in self.source.runs() {
             let run = run?;
             if !run.data {
@@ -186,7 +185,7 @@ impl Copy<'_> {
                 let rest = at..run.range.end;
                 let end = match self.share(&run, rest.clone())? {
                     Some(end) => end,
-                    None => self.copy(rest, &mut buf, writeback)?,
+                    None => self.copy(rest, &mut buffer, writeback)?,
                 };
                 advance(progress, end.saturating_sub(at))?;
                 at = end;
@@ -220,13 +219,18 @@ impl Copy<'_> {
 
     /// Copies the start of a run, at most up to the end of its block, without its zeros. Returns where
     /// it stopped.
-    fn copy(&mut self, rest: Range<u64>, buf: &mut [u8], writeback: &mut Writeback) -> Result<u64> {
+    fn copy(
+        &mut self,
+        rest: Range<u64>,
+        buffer: &mut Buffer,
+        writeback: &mut Writeback,
+    ) -> Result<u64> {
         let geometry = &self.layout.geometry;
         let block = geometry.block_start(geometry.block_of(rest.start));
         let block_end = block.saturating_add(u64::from(geometry.block_size()));
-        let end = rest.end.min(block_end).min(rest.start.saturating_add(length(buf)));
-        let size = end.saturating_sub(rest.start);
-        let buf = buf.get_mut(..usize::try_from(size).unwrap_or_default()).unwrap_or_default();
+        let buf = buffer.first(rest.end.min(block_end).saturating_sub(rest.start));
+        let size = length(buf);
+        let end = rest.start.saturating_add(size);
         self.source.read_at(rest.start, buf)?;
         self.report.read = self.report.read.saturating_add(size);
         if is_zero(buf) {
