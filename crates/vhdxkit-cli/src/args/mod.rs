@@ -99,8 +99,9 @@ Examples:
   vhdx write disk.vhdx --offset 1M < part
   head -c 512 /dev/zero | vhdx write disk.vhdx --offset 0
 
-Offset and length must be multiples of the disk's sector size. What was written is durable when the
-command ends with status 0; when it is killed, the image opens and each sector is old or new.")]
+Offset and length must be multiples of the disk's sector size; of a file on stdin that is known before
+anything is written. What was written is durable when the command ends with status 0; when it is
+killed, the image opens and each sector is old or new.")]
     Write(WriteArgs),
     /// Give a disk another size.
     #[command(before_help = "\
@@ -131,7 +132,11 @@ copy. The copy appears under its name only when it is complete; a command that w
     #[command(before_help = "\
 Examples:
   vhdx measure 64G --fixed
-  vhdx measure disk.raw --block-size 1M")]
+  vhdx measure disk.raw --block-size 1M
+  vhdx measure --json disk.vhdx | jq .required
+
+A copy is judged by where its source says that it holds data, which is not read: what is stored but
+zero will make the copy smaller than this.")]
     Measure(MeasureArgs),
     /// Compare what two disks show the guest. VHDX and raw, either way round.
     #[command(before_help = "\

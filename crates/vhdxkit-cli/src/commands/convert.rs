@@ -28,7 +28,9 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     let format = target_format(args)?;
     let existing = if to_stdout { None } else { judge(args)? };
     let source = open_source(args)?;
-    let before = std::fs::metadata(&args.source).map_or(source.size(), |meta| meta.len());
+    // A device has no length of its own.
+    let file = std::fs::metadata(&args.source).ok().filter(Metadata::is_file);
+    let before = file.map_or(source.size(), |meta| meta.len());
     stop_on_signal();
     let mut bar = Bar::new("converting", source.size(), context.quiet);
     let failed = || format!("cannot convert {}", args.source.display());

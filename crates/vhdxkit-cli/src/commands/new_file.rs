@@ -8,7 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use vhdxkit::storage::FileStorage;
+use vhdxkit::ErrorKind;
+use vhdxkit::storage::{FileStorage, OpenMode};
 
 /// Refuses a target that must not be written. Gives what is there already.
 pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
@@ -23,7 +24,21 @@ pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Me
     if !force && path != Path::new("/dev/null") {
         bail!("{} exists; --force replaces it", path.display());
     }
+    if meta.is_file() {
+        refuse_in_use(path)?;
+    }
     Ok(Some(meta))
+}
+
+/// A disk that a guest is writing must not lose its name. Only locks speak against it here: a file that
+/// cannot be read may be replaced.
+fn refuse_in_use(path: &Path) -> anyhow::Result<()> {
+    match FileStorage::open(path, OpenMode::ReadOnly { force_share: false }) {
+        Err(e) if e.kind() == ErrorKind::Locked => {
+            Err(e).with_context(|| format!("cannot replace {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes a file: `make` fills it and makes it durable. What is there is replaced only by force.

@@ -16,14 +16,9 @@ const CHUNK: usize = 1 << 20;
 
 pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot write to {}", args.image.display());
+    // Looked at first: an image that cannot take these bytes is not even replayed.
+    judge(&Image::open(&args.image)?, args.offset).with_context(failed)?;
     let image = OpenOptions::new().write(true).open(&args.image)?;
-    let sector = u64::from(image.geometry().logical_sector_size());
-    if !args.offset.is_multiple_of(sector) {
-        bail!("the offset must be a multiple of the disk's sector size, {sector} bytes");
-    }
-    if args.offset > image.virtual_size() {
-        bail!("the offset lies beyond the end of the disk, {} bytes", image.virtual_size());
-    }
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let copied = copy(&image, args.offset);
@@ -45,27 +40,63 @@ pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes all of stdin; returns how much that was.
-fn copy(image: &Image, offset: u64) -> anyhow::Result<u64> {
+/// Refuses what can be told before anything is written.
+fn judge(image: &Image, offset: u64) -> anyhow::Result<()> {
     let sector = u64::from(image.geometry().logical_sector_size());
+    if !offset.is_multiple_of(sector) {
+        bail!("the offset must be a multiple of the disk's sector size, {sector} bytes");
+    }
+    if offset > image.virtual_size() {
+        bail!("the offset lies beyond the end of the disk, {} bytes", image.virtual_size());
+    }
+    match length_of_stdin() {
+        Some(length) => require_fits(image, offset, length),
+        None => Ok(()),
+    }
+}
+
+/// Refuses `length` bytes that are no whole sectors, or too many.
+fn require_fits(image: &Image, offset: u64, length: u64) -> anyhow::Result<()> {
+    let sector = u64::from(image.geometry().logical_sector_size());
+    let room = image.virtual_size().saturating_sub(offset);
+    if length > room {
+        bail!("stdin has more bytes than the disk: only {room} follow from {offset} on");
+    }
+    if !length.is_multiple_of(sector) {
+        let rest = length % sector;
+        bail!("stdin ends within a sector of {sector} bytes: it has {rest} bytes of the last one");
+    }
+    Ok(())
+}
+
+/// What is left of stdin when that is a file, not a pipe.
+#[cfg(unix)]
+fn length_of_stdin() -> Option<u64> {
+    use std::io::Seek;
+    use std::os::fd::AsFd;
+    let mut file = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
+    let meta = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    meta.len().checked_sub(file.stream_position().ok()?)
+}
+
+#[cfg(not(unix))]
+fn length_of_stdin() -> Option<u64> {
+    None
+}
+
+/// Writes all of stdin; returns how much that was. A piece that does not fit is not begun.
+fn copy(image: &Image, offset: u64) -> anyhow::Result<u64> {
     let mut stdin = io::stdin().lock();
     let mut buf = vec![0; CHUNK];
     let mut at = offset;
     loop {
         let got = fill(&mut stdin, &mut buf).context("cannot read stdin")?;
-        let bytes = &buf[..got];
-        if !(got as u64).is_multiple_of(sector) {
-            let whole = got - got % sector as usize;
-            image.write_at(at, &bytes[..whole])?;
-            bail!(
-                "stdin ends within a sector of {sector} bytes: its last {} bytes were not written",
-                got - whole
-            );
-        }
         if got == 0 {
             return Ok(at - offset);
         }
-        image.write_at(at, bytes)?;
+        let written = || format!("stopped after {} bytes were written", at - offset);
+        require_fits(image, at, got as u64).with_context(written)?;
+        image.write_at(at, &buf[..got]).with_context(written)?;
         at += got as u64;
     }
 }

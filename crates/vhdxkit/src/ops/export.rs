@@ -8,6 +8,7 @@ use std::io::Write;
 use crate::storage::{Cloner, Storage};
 use crate::{Error, Image, Result};
 
+use super::buffer::{Buffer, CHUNK};
 use super::disk::{DiskRun, image_runs};
 use super::progress::{Progress, advance};
 use super::writeback::Writeback;
@@ -33,10 +34,8 @@ pub enum Target {
     InUse,
 }
 
-/// One read: large enough to be fast, small enough for a page cache to keep up.
-const CHUNK: usize = 256 << 10;
-/// So much is shared at once where the file system can.
-const SHARED_STEP: u64 = 1 << 30;
+/// Zeros and shared bytes go in steps of this, so that a stop is heard.
+const STEP: u64 = 1 << 30;
 
 /// Copies the disk into `target`, leaving out zeros where it may, and makes it durable.
 ///
@@ -146,29 +145,30 @@ fn copy(
     report: &mut ExportReport,
     put: &mut dyn FnMut(Piece<'_>) -> Result<u64>,
 ) -> Result<()> {
-    let mut buf = vec![0; CHUNK];
-    let step = u64::try_from(CHUNK).unwrap_or(u64::MAX);
+    let mut cloner = cloner;
+    let mut buffer = Buffer::new();
     for run in image_runs(image) {
         let run = run?;
         if !run.data {
-            // A long run in steps, so that a stop is heard.
             let mut at = run.range.start;
             while at < run.range.end {
-                let end = run.range.end.min(at.saturating_add(step << 20));
+                let end = run.range.end.min(at.saturating_add(STEP));
                 report.written = report.written.saturating_add(put(Piece::Zero(at..end))?);
                 advance(progress, end.saturating_sub(at))?;
                 at = end;
             }
             continue;
         }
-        if let (Some(cloner), Some(place)) = (cloner, run.place) {
-            share(cloner, &run, place, progress, report)?;
-            continue;
-        }
         let mut at = run.range.start;
+        if let (Some(able), Some(place)) = (cloner, run.place) {
+            at = share(able, &run, place, progress, report)?;
+            if at < run.range.end {
+                cloner = None;
+            }
+        }
         while at < run.range.end {
-            let now = run.range.end.saturating_sub(at).min(step);
-            let piece = buf.get_mut(..usize::try_from(now).unwrap_or_default()).unwrap_or_default();
+            let piece = buffer.first(run.range.end.saturating_sub(at));
+            let now = length(piece);
             image.read_at(at, piece)?;
             report.read = report.read.saturating_add(now);
             report.written = report.written.saturating_add(put(Piece::Data(at, piece))?);
@@ -179,24 +179,25 @@ fn copy(
     Ok(())
 }
 
-/// Lets the copy share a run of the image's bytes, in steps, so that a stop is heard.
+/// Lets the copy share a run of the image's bytes. Returns where the system would not go on.
 fn share(
     cloner: &Cloner<'_>,
     run: &DiskRun,
     place: u64,
     progress: &mut dyn Progress,
     report: &mut ExportReport,
-) -> Result<()> {
+) -> Result<u64> {
     let mut at = run.range.start;
     while at < run.range.end {
-        let now = run.range.end.saturating_sub(at).min(SHARED_STEP);
+        let now = run.range.end.saturating_sub(at).min(STEP);
         let from = place.saturating_add(at.saturating_sub(run.range.start));
-        cloner
-            .share(from, at, now)
-            .map_err(|e| Error::io("cannot share the data with the copy", at, e))?;
+        let shared = cloner.share(from, at, now);
+        if !shared.map_err(|e| Error::io("cannot share the data with the copy", at, e))? {
+            break;
+        }
         report.written = report.written.saturating_add(now);
         advance(progress, now)?;
         at = at.saturating_add(now);
     }
-    Ok(())
+    Ok(at)
 }

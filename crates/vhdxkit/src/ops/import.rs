@@ -16,6 +16,7 @@ use crate::storage::{Cloner, Storage};
 use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
+use super::buffer::Buffer;
 use super::disk::{Disk, DiskRun};
 use super::progress::{Progress, advance};
 use super::writeback::Writeback;
@@ -36,8 +37,8 @@ pub struct ImportReport {
     pub file_size: u64,
 }
 
-/// One read: large enough to be fast, small enough for a page cache to keep up.
-const CHUNK: usize = 256 << 10;
+/// So much is shared at once where the file system can, so that a stop is heard.
+const SHARED_STEP: u64 = 1 << 30;
 
 /// Copies a disk into an empty storage, as an image with these options, and makes it durable. The new
 /// disk is as large as the options say, which must hold the source.
@@ -172,7 +173,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     fn run(&mut self, writeback: &mut Writeback, progress: &mut dyn Progress) -> Result<()> {
-        let mut buf = vec![0; CHUNK];
+        let mut buffer = Buffer::new();
         for run in self.source.runs() {
             let run = run?;
             if !run.data {
@@ -181,10 +182,11 @@ impl Copy<'_> {
             }
             let mut at = run.range.start;
             while at < run.range.end {
-                let end = self.end_of_piece(at, run.range.end);
-                let before = self.report.written;
-                self.piece(&run, at..end, &mut buf)?;
-                writeback.wrote(self.report.written.saturating_sub(before));
+                let rest = at..run.range.end;
+                let end = match self.share(&run, rest.clone())? {
+                    Some(end) => end,
+                    None => self.copy(rest, &mut buffer, writeback)?,
+                };
                 advance(progress, end.saturating_sub(at))?;
                 at = end;
             }
@@ -192,44 +194,59 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Pieces end with their block; those that are read, with the buffer.
-    fn end_of_piece(&self, at: u64, end: u64) -> u64 {
+    /// Shares the start of a run with the copy, over as many blocks as it covers: they lie one after
+    /// another there as well. Returns where it stopped; `None` where nothing can be shared.
+    fn share(&mut self, run: &DiskRun, rest: Range<u64>) -> Result<Option<u64>> {
+        let (Some(cloner), Some(place)) = (&self.cloner, run.place) else {
+            return Ok(None);
+        };
+        let end = rest.end.min(rest.start.saturating_add(SHARED_STEP));
+        let size = end.saturating_sub(rest.start);
+        let from = place.saturating_add(rest.start.saturating_sub(run.range.start));
+        let to = target_of(self.layout, &mut self.places, rest.start);
+        let shared = cloner.share(from, to, size);
+        if !shared.map_err(|e| Error::io("cannot share the data with the copy", to, e))? {
+            self.cloner = None;
+            return Ok(None);
+        }
         let geometry = &self.layout.geometry;
-        let block = geometry.block_of(at);
-        let block_end =
-            geometry.block_start(block).saturating_add(u64::from(geometry.block_size()));
-        let chunk = u64::try_from(CHUNK).unwrap_or(u64::MAX);
-        let most = if self.cloner.is_some() { u64::MAX } else { at.saturating_add(chunk) };
-        end.min(block_end).min(most)
+        for block in geometry.block_of(rest.start)..=geometry.block_of(end.saturating_sub(1)) {
+            target_of(self.layout, &mut self.places, geometry.block_start(block));
+        }
+        self.report.written = self.report.written.saturating_add(size);
+        Ok(Some(end))
     }
 
-    fn piece(&mut self, run: &DiskRun, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
-        let size = range.end.saturating_sub(range.start);
-        if let (Some(cloner), Some(place)) = (&self.cloner, run.place) {
-            let from = place.saturating_add(range.start.saturating_sub(run.range.start));
-            let to = target_of(self.layout, &mut self.places, range.start);
-            cloner
-                .share(from, to, size)
-                .map_err(|e| Error::io("cannot share the data with the copy", to, e))?;
-            self.report.written = self.report.written.saturating_add(size);
-            return Ok(());
-        }
-        let buf = buf.get_mut(..usize::try_from(size).unwrap_or_default()).unwrap_or_default();
-        self.source.read_at(range.start, buf)?;
+    /// Copies the start of a run, at most up to the end of its block, without its zeros. Returns where
+    /// it stopped.
+    fn copy(
+        &mut self,
+        rest: Range<u64>,
+        buffer: &mut Buffer,
+        writeback: &mut Writeback,
+    ) -> Result<u64> {
+        let geometry = &self.layout.geometry;
+        let block = geometry.block_start(geometry.block_of(rest.start));
+        let block_end = block.saturating_add(u64::from(geometry.block_size()));
+        let buf = buffer.first(rest.end.min(block_end).saturating_sub(rest.start));
+        let size = length(buf);
+        let end = rest.start.saturating_add(size);
+        self.source.read_at(rest.start, buf)?;
         self.report.read = self.report.read.saturating_add(size);
         if is_zero(buf) {
-            return Ok(());
+            return Ok(end);
         }
-        let to = target_of(self.layout, &mut self.places, range.start);
+        let to = target_of(self.layout, &mut self.places, rest.start);
         for (at, part) in split_zeros(to, buf) {
             if let Ok(bytes) = part {
                 self.target
                     .write_at(at, bytes)
                     .map_err(|e| Error::io("cannot write the copy", at, e))?;
                 self.report.written = self.report.written.saturating_add(length(bytes));
+                writeback.wrote(length(bytes));
             }
         }
-        Ok(())
+        Ok(end)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod measure;
 pub mod partitions;
 pub mod timeline;
 
+mod buffer;
 mod progress;
 mod writeback;
 mod zeros;

@@ -2,7 +2,8 @@
 //! one of them is written.
 //!
 //! `copy_file_range` does that on XFS and btrfs. Elsewhere it would copy through the page cache without
-//! looking for zeros, which a copy of our own does better, so it is not used there.
+//! looking for zeros, which a copy of our own does better, so it is not used there. (An XFS that was
+//! made without reflinks cannot be told apart; there the kernel copies, zeros included.)
 
 use std::fs::File;
 use std::io;
@@ -36,9 +37,13 @@ impl<'a> Cloner<'a> {
         None
     }
 
-    /// Shares `length` bytes. Whole units of the file system are shared, the rest is copied.
+    /// Shares `length` bytes. Whole units of the file system are shared, the rest is copied. `false`
+    /// when the system will not do that with these files: then they have to be copied as elsewhere, all
+    /// of the range.
     #[cfg(target_os = "linux")]
-    pub(crate) fn share(&self, from: u64, to: u64, length: u64) -> io::Result<()> {
+    pub(crate) fn share(&self, from: u64, to: u64, length: u64) -> io::Result<bool> {
+        use nix::errno::Errno;
+
         let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
         let mut from = i64::try_from(from).map_err(invalid)?;
         let mut to = i64::try_from(to).map_err(invalid)?;
@@ -46,24 +51,34 @@ impl<'a> Cloner<'a> {
         while left > 0 {
             let step = super::to_usize(left).min(1 << 30);
             // Both offsets move on with the copy.
-            let done = nix::fcntl::copy_file_range(
+            match nix::fcntl::copy_file_range(
                 self.source,
                 Some(&mut from),
                 self.target,
                 Some(&mut to),
                 step,
-            )?;
-            if done == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            ) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(done) => left = left.saturating_sub(u64::try_from(done).unwrap_or(u64::MAX)),
+                Err(Errno::EINTR) => {}
+                // Files that refuse it (swap, immutable, encrypted), old kernels, sandboxes.
+                Err(
+                    Errno::EINVAL
+                    | Errno::EOPNOTSUPP
+                    | Errno::ENOSYS
+                    | Errno::EXDEV
+                    | Errno::EPERM
+                    | Errno::ETXTBSY,
+                ) => return Ok(false),
+                Err(error) => return Err(error.into()),
             }
-            left = left.saturating_sub(u64::try_from(done).unwrap_or(u64::MAX));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Not on this system.
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn share(&self, _: u64, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub(crate) fn share(&self, _: u64, _: u64, _: u64) -> io::Result<bool> {
+        Ok(false)
     }
 }
