@@ -1,7 +1,7 @@
 //! Any disk to VHDX: a copy, not a replay of guest writes.
 //!
 //! Blocks are laid out in the disk's order, the table is written once, the identifier last, so that a
-//! copy that was cut short is no image ([`layout`](crate::image::Layout)). What is a hole in the source
+//! copy that was cut short is no image. What is a hole in the source
 //! is never read, blocks of zeros are not stored, and neither are zeros inside of a block: a new file
 //! has them already. Where the file system lets two files share their bytes nothing is copied at all.
 //!
