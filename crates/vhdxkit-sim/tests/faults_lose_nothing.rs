@@ -256,7 +256,7 @@ fn run(start: &SimDisk, at: usize, fault: Fault) -> bool {
             model = guest.model;
         }
         Err(error) => {
-            assert!(faulty.failed.lock().unwrap().is_some(), "{}", what(&error.to_string()))
+            assert!(faulty.failed.lock().unwrap().is_some(), "{}", what(&error.to_string()));
         }
     }
     let expected = model.expectation();

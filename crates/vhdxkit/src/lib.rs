@@ -1,4 +1,4 @@
-//! Open, recover and read VHDX (Hyper-V) disk images, crashed ones included.
+//! Open, recover, read and write VHDX (Hyper-V) disk images, crashed ones included.
 //!
 //! A VHDX file keeps a log of changes to its own tables. After a crash that log has to be replayed
 //! before anything else in the file means what it says; many readers refuse such a file or, worse,
@@ -15,7 +15,11 @@
 //! # Where to start
 //! * [`Image`]: open a disk, [`read_at`](Image::read_at), [`extents`](Image::extents),
 //!   [`cursor`](Image::cursor) for [`std::io::Read`].
-//! * [`ops`]: whole tasks: check, compare, export to raw, the log's timeline.
+//! * [`CreateOptions`] makes one; opened with [`OpenOptions::write`] it takes
+//!   [`write_at`](Image::write_at), [`write_zeroes`](Image::write_zeroes),
+//!   [`discard`](Image::discard), [`flush`](Image::flush), [`close`](Image::close) and
+//!   [`resize`](Image::resize).
+//! * [`ops`]: whole tasks: check, compare, copies to raw and to VHDX, the log's timeline.
 //! * [`log`]: the metadata log alone: its entries, the active sequence, replay in place.
 //! * [`storage`]: what an image lies on; bring your own medium through [`storage::Storage`].
 //! * [`mod@format`]: the structures on disk, for those who take files apart.
@@ -23,7 +27,8 @@
 //! # How it is built
 //! Floors, each using only those below it: `format` (bytes) · `storage` (media) · `view` (checked
 //! values) · `log` · `map` (blocks to file offsets) · `image` · `ops`. All calls take `&self`;
-//! an open image is [`Send`] and [`Sync`], and reads do not wait for each other.
+//! an open image is [`Send`] and [`Sync`], and neither reads nor writes to blocks that have a place wait
+//! for each other.
 //!
 //! # Features
 //! There are none to choose: the library is small and synchronous. It compiles for Linux, Windows

@@ -200,3 +200,18 @@ fn an_image_whose_blocks_overlap_is_not_written() {
     drop(image);
     assert!(file.to_vec() == before);
 }
+
+/// Space that was given up can be used again only after a commit: it must not take the guest to ask for
+/// one.
+#[test]
+fn a_block_written_and_trimmed_over_and_over_does_not_make_the_file_grow() {
+    let file = fresh(&dynamic());
+    let image = writable(&file);
+    for round in 0..2000u64 {
+        image.write_at(round % 3 * MIB, &[7; 512]).unwrap();
+        image.discard(round % 3 * MIB..(round % 3 + 1) * MIB).unwrap();
+    }
+    assert!(file.len().unwrap() < 300 * MIB, "{} MiB", file.len().unwrap() / MIB);
+    image.close().unwrap();
+    assert!(file.len().unwrap() < 80 * MIB, "{} MiB", file.len().unwrap() / MIB);
+}

@@ -3,7 +3,7 @@
 //!
 //! Both start from copies of one image, made by either of us: all block sizes, fixed and dynamic, from
 //! 3 MiB to 64 TiB. `VHDXKIT_LONG=1` runs many more seeds. QEMU does not open disks with 4096-byte
-//! sectors; `sectors_of_4096.rs` has other witnesses for those.
+//! sectors; `peers_4k.rs` has other witnesses for those.
 
 mod common;
 

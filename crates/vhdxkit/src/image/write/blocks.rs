@@ -166,6 +166,7 @@ impl Image {
         }
         if let Some(range) = change.dropped {
             state.dropped.push(range);
+            writer.dropped.store(state.dropped.len(), Ordering::Relaxed);
             state.unplaced = state.unplaced.saturating_add(1);
         }
         Ok(())

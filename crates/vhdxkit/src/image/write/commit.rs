@@ -171,6 +171,7 @@ impl Writer {
         let payload_first = state.payload_first || state.exposed > state.space.durable_length();
         let dropped = if more { Vec::new() } else { std::mem::take(&mut state.dropped) };
         if !more {
+            self.dropped.store(0, Ordering::Relaxed);
             state.payload_first = false;
             state.exposed = 0;
         }

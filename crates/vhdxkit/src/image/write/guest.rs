@@ -20,6 +20,9 @@ const ZERO_STEP: u64 = 64 << 10;
 const HOLE_UNIT: u64 = 4096;
 /// So many sectors changed and not logged yet are committed without waiting for the guest's flush.
 pub(super) const COMMIT_AT: usize = 64;
+/// Likewise so many spaces given up: before a commit none of them can be used again, and a guest that
+/// writes and trims without ever flushing would make the file grow.
+const COMMIT_AT_DROPPED: usize = 64;
 
 /// How a range is made to read as zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +179,8 @@ impl Image {
         if !writer.unsynced.load(Ordering::Relaxed) {
             writer.unsynced.store(true, Ordering::Release);
         }
-        if writer.sectors.unlogged() >= COMMIT_AT {
+        let dropped = writer.dropped.load(Ordering::Relaxed);
+        if writer.sectors.unlogged() >= COMMIT_AT || dropped >= COMMIT_AT_DROPPED {
             return self.flush();
         }
         Ok(())

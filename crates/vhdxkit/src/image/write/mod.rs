@@ -34,7 +34,7 @@ mod session;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::error::Repr;
@@ -69,6 +69,8 @@ pub(crate) struct Writer {
     poison: OnceLock<String>,
     /// Something was written since the last sync began.
     unsynced: AtomicBool,
+    /// How many spaces were given up since the last snapshot.
+    dropped: AtomicUsize,
     /// The file's length, for those who do not hold the lock of the mapping.
     length: AtomicU64,
     log: Mutex<LogWriter>,
@@ -117,6 +119,7 @@ impl Writer {
             status: AtomicU8::new(IDLE),
             poison: OnceLock::new(),
             unsynced: AtomicBool::new(false),
+            dropped: AtomicUsize::new(0),
             length: AtomicU64::new(length),
             log: Mutex::new(log),
             state: Mutex::new(State {
