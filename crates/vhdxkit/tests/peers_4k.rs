@@ -119,8 +119,8 @@ fn seven_zip_reads_what_we_wrote_to_a_disk_of_4096_byte_sectors() {
         if let Some(linter) = common::shared("tools/vhdxlint.py") {
             common::run("python3", &[linter.to_str().unwrap(), path.to_str().unwrap()]);
         }
-        let Some(program) = seven_zip() else { return };
-        let theirs = by_seven_zip(program, &path, dir.path());
+        let Some(program) = common::seven_zip() else { return };
+        let theirs = common::by_seven_zip(program, &path, dir.path());
         assert!(theirs == by_us(&path), "blocks of {block}: 7-Zip reads something else");
     }
 }
