@@ -303,6 +303,9 @@ fn bad_arguments_do_not_even_replay_the_log() {
     std::fs::write(&input, vec![1; 3 << 20]).unwrap();
     assert_eq!(from_file("7").status.code(), Some(1));
     assert_eq!(from_file("1T").status.code(), Some(1));
+    for size in ["min", "-1T", "12x"] {
+        vhdx(&["resize", &image, "--", size]).fails_with(1);
+    }
     // Of a pipe nobody knows how much will come; of a file only Unix tells.
     #[cfg(unix)]
     {
