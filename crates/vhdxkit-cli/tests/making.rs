@@ -172,6 +172,13 @@ fn raw_and_vhdx_convert_into_each_other() {
             qemu(&["compare", "-q", "-f", "vhdx", "-F", "raw", file, &raw]);
         }
     }
+    // A raw file may end anywhere, a disk only behind a sector.
+    let (ragged, whole) = (dir.path("ragged.raw"), dir.path("whole.vhdx"));
+    std::fs::write(&ragged, vec![6; 1000]).unwrap();
+    let done = json(&vhdx(&["convert", "--json", &ragged, &whole]).succeeds());
+    assert_eq!(done["virtual_size"], 1024);
+    let read = vhdx(&["read", &whole]).succeeds_with_bytes();
+    assert!(read == [vec![6; 1000], vec![0; 24]].concat());
     let names = dir.names();
     for arguments in [
         vec!["convert", &raw, &image],
