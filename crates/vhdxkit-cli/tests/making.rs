@@ -270,14 +270,14 @@ fn writing_is_refused_while_somebody_else_has_the_image() {
     let image = dir.path("disk.vhdx");
     vhdx(&["create", &image, "64M"]).succeeds();
     let mut child = Run::command(&["write", &image]).stdin(Stdio::piped()).spawn().unwrap();
-    // It holds the image as long as its input is open.
+    // It holds the image as long as its input is open, and certainly once it has written.
+    let before = std::fs::metadata(&image).unwrap().len();
+    child.stdin.as_mut().unwrap().write_all(&vec![1; 1 << 20]).unwrap();
     let begun = std::time::Instant::now();
-    let refused = loop {
-        let output = with_input(&["write", &image], &[1; 512]);
-        if output.status.code() == Some(4) || begun.elapsed().as_secs() > 20 {
-            break output;
-        }
-    };
+    while std::fs::metadata(&image).unwrap().len() == before {
+        assert!(begun.elapsed().as_secs() < 20, "nothing is written");
+    }
+    let refused = with_input(&["write", &image], &[1; 512]);
     assert_eq!(refused.status.code(), Some(4));
     vhdx(&["resize", &image, "65M"]).fails_with(4);
     // By force neither: the writer would lose its disk's name.
