@@ -64,8 +64,7 @@ pub(crate) fn rows(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
                 Side::new("raw file", || plain(&raw, count, Some(1))),
             ],
         )?;
-        let work =
-            "4 KiB writes, each to a new block in recycled space (two syncs), a flush after each";
+        let work = "4 KiB writes, each to a new block in recycled space, a flush after each";
         table.row("2", work, Unit::Rate, &figures, &[Target { against: 1, ratio: 0.6 }]);
     }
     for path in [image, raw, theirs] {

@@ -91,9 +91,10 @@ fn a_flush_is_one_sync_and_writing_none() {
     }
 }
 
+/// Gaps in the file are cleared ahead of need, so that only those who are quicker pay for a second sync.
 #[test]
-fn recycled_space_costs_one_more() {
+fn recycled_space_costs_little_more() {
     let each = syncs(1, Some(1), 100);
     println!("{each} syncs for 100 flushes of blocks in recycled space");
-    assert!((190..=206).contains(&each), "{each}");
+    assert!(each <= 106, "{each}");
 }

@@ -9,7 +9,8 @@
 //! * the file system says that it is a hole, and a sync has completed since the hole was punched.
 //!
 //! Whoever stores a block in space without that proof makes the payload durable before the entry
-//! that points to it.
+//! that points to it. So that this is rare, gaps are punched ahead of need: the sync of some flush then
+//! makes the proof.
 //!
 //! # Growing
 //! The file grows in large steps, one step ahead of need, so that the sync of some flush has already
@@ -153,6 +154,22 @@ impl Space {
     /// being used.
     pub(crate) fn give_back(&mut self, place: Place) {
         self.release(place.offset..place.end(), Contents::Unknown);
+    }
+
+    /// The lowest free space that may hold anything, up to so many bytes: to be punched and released
+    /// again, so that it is known to be zeros when it is needed.
+    pub(crate) fn take_unknown(&mut self, most: u64) -> Option<Range<u64>> {
+        if most == 0 {
+            return None;
+        }
+        let unknown = |free: &Free| free.contents == Contents::Unknown;
+        let start = self.free.iter().find(|(_, free)| unknown(free)).map(|(start, _)| *start)?;
+        let free = self.take(start)?;
+        let end = free.end.min(start.saturating_add(most));
+        if end < free.end {
+            self.put(end, free);
+        }
+        Some(start..end)
     }
 
     /// Space that has just been punched: zeros once a later sync has completed.
@@ -395,6 +412,17 @@ mod tests {
         space.coalesce();
         let place = space.allocate_block().unwrap();
         assert_eq!((place.offset, place.zero), (10 * M, false));
+    }
+
+    #[test]
+    fn gaps_are_taken_to_be_cleared_a_part_at_a_time() {
+        let mut space = Space::new(30 * M, 30 * M, 2 * M);
+        space.release(4 * M..6 * M, Contents::ZeroAfter(0));
+        space.release(10 * M..20 * M, Contents::Unknown);
+        assert_eq!(space.take_unknown(8 * M), Some(10 * M..18 * M));
+        assert_eq!(space.take_unknown(8 * M), Some(18 * M..20 * M));
+        assert_eq!(space.take_unknown(8 * M), None);
+        assert_eq!(space.allocate_block().unwrap().offset, 4 * M);
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Image {
         if let Some(place) = change.place {
             state.payload_first |= !place.proven;
             state.exposed = state.exposed.max(place.end());
+            state.placed = state.placed.saturating_add(1);
             state.space.used(place.end());
             state.unplaced = state.unplaced.saturating_sub(1);
         }

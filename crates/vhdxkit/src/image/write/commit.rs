@@ -24,7 +24,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use crate::format::mib_floor;
 use crate::image::Image;
 use crate::log::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
-use crate::map::SectorImage;
+use crate::map::{Contents, SectorImage};
 use crate::storage::{Storage, StorageExt};
 use crate::{Error, Result};
 
@@ -32,6 +32,9 @@ use super::{IDLE, Writer};
 
 /// So many logged sectors are kept in memory before they are written in place ahead of need.
 const APPLY_AT: usize = 1024;
+
+/// At most so much free space is cleared with each commit, ahead of need.
+const CLEARED_AHEAD: u64 = 64 << 20;
 
 /// Who flushes for whom.
 #[derive(Debug, Default)]
@@ -176,6 +179,7 @@ impl Writer {
             state.exposed = 0;
         }
         self.extend_ahead(&mut state);
+        self.clear_ahead(&mut state);
         let zero = |range: &std::ops::Range<u64>| {
             Change::Zero(range.start, range.end.saturating_sub(range.start))
         };
@@ -196,6 +200,21 @@ impl Writer {
                 self.grown(state, length);
             }
         }
+    }
+
+    /// Punches some of the free space that may hold anything, so that the sync to come makes it zeros
+    /// for certain: a block that is stored there later needs no sync of its own before its entry. Twice
+    /// what was needed since the last commit keeps ahead of a guest that goes on like this.
+    fn clear_ahead(&self, state: &mut super::State) {
+        let needed = std::mem::take(&mut state.placed).saturating_mul(state.space.block());
+        let most = needed.saturating_mul(2).min(CLEARED_AHEAD);
+        let Some(range) = state.space.take_unknown(most) else { return };
+        let contents = match self.file.punch(range.clone()) {
+            Ok(()) => state.space.punched(),
+            // It stays what it was; whoever needs it clears it, and hears what is wrong.
+            Err(_) => Contents::Unknown,
+        };
+        state.space.release(range, contents);
     }
 
     fn make_durable(&self, log: &mut LogWriter, snapshot: Snapshot) -> Result<()> {

@@ -97,6 +97,8 @@ struct State {
     payload_first: bool,
     /// The end of the highest block published since the last snapshot.
     exposed: u64,
+    /// Blocks that were given a place since then.
+    placed: u64,
     /// Blocks that may still be given a place.
     unplaced: u64,
 }
@@ -132,6 +134,7 @@ impl Writer {
                 zeroes: Vec::new(),
                 payload_first: false,
                 exposed: 0,
+                placed: 0,
                 unplaced: 0,
             }),
             opened: Condvar::new(),
