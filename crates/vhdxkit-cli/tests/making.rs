@@ -172,6 +172,13 @@ fn raw_and_vhdx_convert_into_each_other() {
             qemu(&["compare", "-q", "-f", "vhdx", "-F", "raw", file, &raw]);
         }
     }
+    // A raw file may end anywhere, a disk only behind a sector.
+    let (ragged, whole) = (dir.path("ragged.raw"), dir.path("whole.vhdx"));
+    std::fs::write(&ragged, vec![6; 1000]).unwrap();
+    let done = json(&vhdx(&["convert", "--json", &ragged, &whole]).succeeds());
+    assert_eq!(done["virtual_size"], 1024);
+    let read = vhdx(&["read", &whole]).succeeds_with_bytes();
+    assert!(read == [vec![6; 1000], vec![0; 24]].concat());
     let names = dir.names();
     for arguments in [
         vec!["convert", &raw, &image],
@@ -211,7 +218,7 @@ fn a_full_disk_is_an_error_and_nothing_more() {
     let output = limited(&format!("convert '{raw}' '{}'", dir.path("copy.vhdx"))).unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("too large"), "{text}");
+    assert!(text.contains("too large") && text.contains("what to do"), "{text}");
     let output = limited(&format!("write '{image}' --offset 2M")).unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -263,16 +270,21 @@ fn writing_is_refused_while_somebody_else_has_the_image() {
     let image = dir.path("disk.vhdx");
     vhdx(&["create", &image, "64M"]).succeeds();
     let mut child = Run::command(&["write", &image]).stdin(Stdio::piped()).spawn().unwrap();
-    // It holds the image as long as its input is open.
+    // It holds the image as long as its input is open, and certainly once it has written.
+    let before = std::fs::metadata(&image).unwrap().len();
+    child.stdin.as_mut().unwrap().write_all(&vec![1; 1 << 20]).unwrap();
     let begun = std::time::Instant::now();
-    let refused = loop {
-        let output = with_input(&["write", &image], &[1; 512]);
-        if output.status.code() == Some(4) || begun.elapsed().as_secs() > 20 {
-            break output;
-        }
-    };
+    while std::fs::metadata(&image).unwrap().len() == before {
+        assert!(begun.elapsed().as_secs() < 20, "nothing is written");
+    }
+    let refused = with_input(&["write", &image], &[1; 512]);
     assert_eq!(refused.status.code(), Some(4));
     vhdx(&["resize", &image, "65M"]).fails_with(4);
+    // By force neither: the writer would lose its disk's name.
+    vhdx(&["create", "--force", &image, "65M"]).fails_with(4);
+    let raw = dir.path("disk.raw");
+    std::fs::write(&raw, [1; 512]).unwrap();
+    vhdx(&["convert", "--force", &raw, &image]).fails_with(4);
     if have_qemu() {
         let output =
             Command::new("qemu-img").args(["info", "-f", "vhdx", &image]).output().unwrap();
@@ -282,4 +294,69 @@ fn writing_is_refused_while_somebody_else_has_the_image() {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
     vhdx(&["resize", &image, "65M"]).succeeds();
+}
+
+/// What cannot be written is refused while the image is still as it was, its dirty log included.
+#[test]
+fn bad_arguments_do_not_even_replay_the_log() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let input = dir.path("input");
+    let before = dir.fingerprint(&image);
+    let from_file = |offset: &str| {
+        let stdin = std::fs::File::open(&input).unwrap();
+        Run::command(&["write", &image, "--offset", offset]).stdin(stdin).output().unwrap()
+    };
+    std::fs::write(&input, vec![1; 3 << 20]).unwrap();
+    assert_eq!(from_file("7").status.code(), Some(1));
+    assert_eq!(from_file("1T").status.code(), Some(1));
+    for size in ["min", "-1T", "12x"] {
+        vhdx(&["resize", &image, "--", size]).fails_with(1);
+    }
+    // Of a pipe nobody knows how much will come; of a file only Unix tells.
+    #[cfg(unix)]
+    {
+        let info = json(&vhdx(&["info", "--json", &image]).succeeds());
+        let end = info["virtual_size"].as_u64().unwrap();
+        let output = from_file(&(end - 4096).to_string());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.contains("4096"), "{text}");
+        std::fs::write(&input, vec![1; (2 << 20) + 7]).unwrap();
+        assert_eq!(from_file("0").status.code(), Some(1));
+    }
+    assert_eq!(dir.fingerprint(&image), before);
+    // Out of a pipe it is written up to the piece that does not fit.
+    let output = with_input(&["write", &image, "--offset", "0"], &vec![1; (2 << 20) + 7]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && text.contains("2097152 bytes"), "{text}");
+    vhdx(&["check", &image]).succeeds();
+}
+
+/// Ctrl-C in the middle of a copy: neither the target nor an unfinished file stays.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_copy_leaves_nothing() {
+    let dir = Workdir::new();
+    let raw = dir.path("disk.raw");
+    std::fs::write(&raw, vec![1; 256 << 20]).unwrap();
+    let image = dir.path("disk.vhdx");
+    for _ in 0..10 {
+        let mut child =
+            Run::command(&["convert", &raw, &image]).stderr(Stdio::null()).spawn().unwrap();
+        while !dir.names().iter().any(|name| name.ends_with(".partial")) {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+        }
+        Command::new("kill").args(["-INT", &child.id().to_string()]).output().unwrap();
+        let status = child.wait().unwrap();
+        if status.code() == Some(1) {
+            assert_eq!(dir.names(), ["disk.raw"], "something was left behind");
+            return;
+        }
+        // It was done before the signal came.
+        assert!(status.success(), "{status}");
+        std::fs::remove_file(&image).unwrap();
+    }
+    panic!("no copy could be interrupted");
 }

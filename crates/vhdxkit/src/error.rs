@@ -211,6 +211,16 @@ impl Error {
             ErrorKind::ForeignWriter => {
                 "make sure that nothing else uses the image, then run this again"
             }
+            ErrorKind::Io => match self.io_error().map(io::Error::kind)? {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    "make room on the file system, then run this again"
+                }
+                io::ErrorKind::FileTooLarge => {
+                    "put the file where files may be that long (a file system's limit, or `ulimit -f`)"
+                }
+                io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only: work on a copy",
+                _ => return None,
+            },
             _ => return None,
         })
     }

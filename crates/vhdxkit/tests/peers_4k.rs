@@ -18,25 +18,6 @@ use vhdxkit_testkit::{Contents, Image as Built};
 
 const MIB: u64 = 1 << 20;
 
-/// 7-Zip's command, which has had two names.
-fn seven_zip() -> Option<&'static str> {
-    let found = ["7zz", "7z"].into_iter().find(|name| Command::new(name).output().is_ok());
-    if found.is_none() {
-        eprintln!("skipped: 7-Zip is not installed");
-    }
-    found
-}
-
-/// The whole disk as 7-Zip unpacks it.
-fn by_seven_zip(program: &str, image: &Path, dir: &Path) -> Vec<u8> {
-    let out = dir.join("out");
-    let to = format!("-o{}", out.display());
-    common::run(program, &["x", "-y", "-tVHDX", &to, image.to_str().unwrap()]);
-    let files: Vec<PathBuf> = out.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
-    assert_eq!(files.len(), 1, "7-Zip unpacked {files:?}");
-    std::fs::read(&files[0]).unwrap()
-}
-
 fn by_us(path: &Path) -> Vec<u8> {
     let image = Image::open(path).unwrap();
     assert_eq!(image.geometry().logical_sector_size(), 4096);
@@ -87,13 +68,16 @@ impl Drop for Mounted {
 fn seven_zip_reads_a_real_disk_of_4096_byte_sectors_as_we_do() {
     let dir = tempfile::tempdir().unwrap();
     let Some(path) = common::unpack("fattools-base4k.vhdx.gz", dir.path()) else { return };
-    let Some(program) = seven_zip() else { return };
-    assert!(by_seven_zip(program, &path, dir.path()) == by_us(&path), "7-Zip reads something else");
+    let Some(program) = common::seven_zip() else { return };
+    assert!(
+        common::by_seven_zip(program, &path, dir.path()) == by_us(&path),
+        "7-Zip reads something else"
+    );
 }
 
 #[test]
 fn seven_zip_reads_a_built_disk_of_4096_byte_sectors_as_we_do() {
-    let Some(program) = seven_zip() else { return };
+    let Some(program) = common::seven_zip() else { return };
     for block_size in [1u32 << 20, 2 << 20, 32 << 20] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("built.vhdx");
@@ -103,7 +87,7 @@ fn seven_zip_reads_a_built_disk_of_4096_byte_sectors_as_we_do() {
         let built = Built::dynamic(size).block_size(block_size).sectors(4096, 4096);
         let built = built.block(3, Contents::Pattern(3)).block(0, Contents::Pattern(1));
         built.block(1, Contents::State(2, 0)).build_file(&path);
-        let theirs = by_seven_zip(program, &path, dir.path());
+        let theirs = common::by_seven_zip(program, &path, dir.path());
         assert_eq!(theirs.len() as u64, size, "blocks of {block_size}");
         assert!(theirs == by_us(&path), "blocks of {block_size}: 7-Zip reads something else");
     }
@@ -135,8 +119,8 @@ fn seven_zip_reads_what_we_wrote_to_a_disk_of_4096_byte_sectors() {
         if let Some(linter) = common::shared("tools/vhdxlint.py") {
             common::run("python3", &[linter.to_str().unwrap(), path.to_str().unwrap()]);
         }
-        let Some(program) = seven_zip() else { return };
-        let theirs = by_seven_zip(program, &path, dir.path());
+        let Some(program) = common::seven_zip() else { return };
+        let theirs = common::by_seven_zip(program, &path, dir.path());
         assert!(theirs == by_us(&path), "blocks of {block}: 7-Zip reads something else");
     }
 }

@@ -18,6 +18,7 @@ use crate::console::{Bar, print_json, size, stop_on_signal};
 
 /// What every conversion can tell.
 struct Done {
+    virtual_size: u64,
     file_size: u64,
     read: u64,
     written: u64,
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
             "changed": true,
             "bytes_before": before,
             "bytes_after": done.file_size,
+            "virtual_size": done.virtual_size,
             "bytes_read": done.read,
             "bytes_written": done.written,
         }));
@@ -57,11 +59,12 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     match format {
         TargetFormat::Raw => writeln!(io::stdout(), "{name}: {file} raw, {stored} of it stored")?,
         TargetFormat::Vhdx => {
-            let disk = size(source.size());
-            writeln!(
-                io::stdout(),
-                "{name}: a disk of {disk} in a file of {file}, {stored} stored"
-            )?;
+            let (disk, more) = (size(done.virtual_size), done.virtual_size - source.size());
+            let mut out = io::stdout().lock();
+            writeln!(out, "{name}: a disk of {disk} in a file of {file}, {stored} stored")?;
+            if more > 0 {
+                writeln!(out, "  {more} bytes longer than its source, to make whole sectors")?;
+            }
         }
     }
     Ok(())
@@ -146,7 +149,12 @@ fn to_image(
     let report = new_file::make(&args.target, args.force, existing, |file| {
         to_vhdx(source, file, &options, bar)
     })?;
-    Ok(Done { file_size: report.file_size, read: report.read, written: report.written })
+    Ok(Done {
+        virtual_size: report.virtual_size,
+        file_size: report.file_size,
+        read: report.read,
+        written: report.written,
+    })
 }
 
 fn to_raw(
@@ -171,7 +179,12 @@ fn to_raw(
             to_storage(source, file, Target::Empty, bar)
         })?
     };
-    Ok(Done { file_size: report.virtual_size, read: report.read, written: report.written })
+    Ok(Done {
+        virtual_size: report.virtual_size,
+        file_size: report.virtual_size,
+        read: report.read,
+        written: report.written,
+    })
 }
 
 /// A device takes the bytes as they come; pipes and /dev/null as a stream.

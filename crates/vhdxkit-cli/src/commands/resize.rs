@@ -14,12 +14,11 @@ use crate::console::{print_json, size};
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot resize {}", args.image.display());
+    // Looked at first: a size that cannot be does not even replay the log.
+    judge(&Image::open(&args.image)?, args).with_context(failed)?;
     let mut image = OpenOptions::new().write(true).open(&args.image)?;
     let old = image.virtual_size();
-    let new = wanted(&args.size, old)?;
-    if new < old && !args.force {
-        require_whole_partitions(&image, new)?;
-    }
+    let new = judge(&image, args).with_context(failed)?;
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
@@ -54,6 +53,16 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The size to be, unless it is none or cuts a partition.
+fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
+    let old = image.virtual_size();
+    let new = wanted(&args.size, old)?;
+    if new < old && !args.force {
+        require_whole_partitions(image, new)?;
+    }
+    Ok(new)
 }
 
 fn wanted(text: &str, old: u64) -> anyhow::Result<u64> {

@@ -67,6 +67,25 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     text
 }
 
+/// 7-Zip's command, which has had two names.
+pub(crate) fn seven_zip() -> Option<&'static str> {
+    let found = ["7zz", "7z"].into_iter().find(|name| Command::new(name).output().is_ok());
+    if found.is_none() {
+        eprintln!("skipped: 7-Zip is not installed");
+    }
+    found
+}
+
+/// The whole disk as 7-Zip unpacks it.
+pub(crate) fn by_seven_zip(program: &str, image: &Path, dir: &Path) -> Vec<u8> {
+    let out = dir.join("out");
+    let to = format!("-o{}", out.display());
+    run(program, &["x", "-y", "-tVHDX", &to, image.to_str().unwrap()]);
+    let files: Vec<PathBuf> = out.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "7-Zip unpacked {files:?}");
+    std::fs::read(&files[0]).unwrap()
+}
+
 /// Names the case when anything in its scope panics, helpers included.
 pub(crate) struct NamedOnFailure(pub(crate) String);
 
