@@ -166,20 +166,12 @@ fn sharing(
 ) -> anyhow::Result<Outcome> {
     let options: &[&str] = if format == "vhdx" { &["--block-size", "1M"] } else { &[] };
     let cp = || shell("cp --reflink=always \"$1\" \"$2\" && sync -d \"$2\"", from, theirs);
-    Case::new(
-        12,
-        work,
-        Unit::Seconds,
-        Side::new("vhdxkit", || convert(setup, from, ours, format, options)),
-    )
-    .against(Side::new("cp --reflink, synced", cp).want(Want::Time(2.0)))
-    .against(
-        Side::new("qemu-img -W -m16, synced; it does not share", || {
-            qemu(from, theirs, format, "-W -m 16")
-        })
-        .needs("qemu-img"),
-    )
-    .run(setup.rounds)
+    let qemu = || qemu(from, theirs, format, "-W -m 16");
+    let side = Side::new("vhdxkit", || convert(setup, from, ours, format, options));
+    Case::new(12, work, Unit::Seconds, side)
+        .against(Side::new("cp --reflink, synced", cp).want(Want::Time(2.0)))
+        .against(Side::new("qemu-img -W -m16, synced: it copies", qemu).needs("qemu-img"))
+        .run(setup.rounds)
 }
 
 /// Ours; it syncs by itself.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Case, Side, Unit, Want};
+use crate::harness::{Case, Outcome, Side, Unit, Want};
 use crate::process::{seconds, text, timed};
 use crate::setup::{Setup, remove};
 use crate::table::Table;
@@ -40,7 +40,7 @@ pub(crate) fn rows(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn info(setup: &Setup, ours: &Path, theirs: &Path) -> anyhow::Result<crate::harness::Outcome> {
+fn info(setup: &Setup, ours: &Path, theirs: &Path) -> anyhow::Result<Outcome> {
     let from = format!("if={}", text(ours));
     let read = ["of=/dev/null", &from, "bs=4K", "count=8", "status=none"];
     let tell = || timed(text(&setup.vhdx), &["info", text(ours)]);
@@ -54,7 +54,7 @@ fn info(setup: &Setup, ours: &Path, theirs: &Path) -> anyhow::Result<crate::harn
         .run(setup.rounds)
 }
 
-fn memory(setup: &Setup, ours: &Path, theirs: &Path) -> anyhow::Result<crate::harness::Outcome> {
+fn memory(setup: &Setup, ours: &Path, theirs: &Path) -> anyhow::Result<Outcome> {
     let ours = || peak(&[text(&setup.vhdx), "info", text(ours)]);
     let side = Side::new("vhdxkit", ours).want(Want::Most(f64::from(16 << 20)));
     Case::new(14, "memory that this takes at most", Unit::Bytes, side)

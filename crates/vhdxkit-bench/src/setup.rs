@@ -47,14 +47,23 @@ impl Setup {
         if self.quick { usual / 4 } else { usual }
     }
 
+    /// How often something is to be done that takes so many seconds for `tried` times: long enough that
+    /// the start of a process is little, and no longer where a sync is slow.
+    pub(crate) fn calibrated(&self, tried: u64, seconds: f64) -> u64 {
+        let wanted = if self.quick { 0.15 } else { 0.6 };
+        ((tried as f64 * wanted / seconds) as u64).clamp(tried, 8000)
+    }
+
     /// The size of a large copy.
     pub(crate) fn mebibytes(&self) -> u64 {
         if self.quick { 128 } else { 1024 }
     }
 
     fn file_system(&self) -> String {
-        let told = Command::new("stat").args(["-f", "-c", "%T"]).arg(self.folder.path()).output();
-        told.map(|told| String::from_utf8_lossy(&told.stdout).trim().to_owned()).unwrap_or_default()
+        let told = seconds(Command::new("df").arg("--output=fstype").arg(self.folder.path()));
+        // The first line is a heading.
+        let told = told.ok().and_then(|(_, told)| told.lines().nth(1).map(str::to_owned));
+        told.unwrap_or_else(|| "an unknown file system".to_owned())
     }
 
     /// When, with what, on what: nothing that tells whose machine it is.
@@ -84,7 +93,11 @@ impl Setup {
         format!(
             "{date}{}; {cores} cores of {}, {memory} of memory, Linux {kernel}, {}. Here: {}. \
              Missing: {}.\n",
-            if self.quick { ", a quick run with little work" } else { "" },
+            if self.quick {
+                ", a quick run with less work than the targets are meant for"
+            } else {
+                ""
+            },
             field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
             self.file_system(),
             peers.join("; "),

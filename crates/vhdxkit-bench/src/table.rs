@@ -42,8 +42,8 @@ impl Table {
         for (outcome, line) in self.all() {
             if let Some(margin) = line.margin().filter(|margin| *margin < 1.0) {
                 let (row, work, side) = (outcome.row, &outcome.work, &line.side);
-                let by = percent(1.0 / margin - 1.0);
-                let _ = write!(text, "\nMissed by {by}: row {row}, {work}, {side}.\n");
+                let missed = missed(line.want, margin);
+                let _ = write!(text, "\nRow {row} {missed}: {work}; {side}.\n");
             }
         }
         text
@@ -79,7 +79,7 @@ fn lines(outcome: &Outcome) -> String {
             Told::Missing(why) => (format!("missing: {why}"), String::new()),
         };
         let want = line.want.map(|want| demanded(outcome.unit, want)).unwrap_or_default();
-        let verdict = line.margin().map(verdict).unwrap_or_default();
+        let verdict = line.margin().map(|margin| verdict(line.want, margin)).unwrap_or_default();
         let side = &line.side;
         let _ = writeln!(
             text,
@@ -120,11 +120,18 @@ fn demanded(unit: Unit, want: Want) -> String {
     }
 }
 
-fn verdict(margin: f64) -> String {
+fn verdict(want: Option<Want>, margin: f64) -> String {
     match margin {
-        missed if missed < 1.0 => format!("**missed by {}**", percent(1.0 / missed - 1.0)),
+        short if short < 1.0 => format!("**{}**", missed(want, short)),
         amply if amply >= 2.0 => format!("met {amply:.1} times over"),
         met => format!("met by {}", percent(met - 1.0)),
+    }
+}
+
+fn missed(want: Option<Want>, margin: f64) -> String {
+    match want {
+        Some(Want::Speed(_)) => format!("missed, {} short", percent(1.0 - margin)),
+        _ => format!("missed, {} over", percent(1.0 / margin - 1.0)),
     }
 }
 
@@ -149,8 +156,12 @@ mod tests {
     fn a_missed_target_says_by_how_much() {
         let text = table(1.21, 1.0, Want::Time(1.1));
         assert!(text.starts_with("0 of 1 targets met."), "{text}");
-        assert!(text.contains("| 1.21 × of its time | ≤ 1.1 × | **missed by 10 %** |"), "{text}");
-        assert!(text.ends_with("\nMissed by 10 %: row 8, a copy, dd.\n"), "{text}");
+        assert!(
+            text.contains("| 1.21 × of its time | ≤ 1.1 × | **missed, 10 % over** |"),
+            "{text}"
+        );
+        assert!(text.ends_with("\nRow 8 missed, 10 % over: a copy; dd.\n"), "{text}");
+        assert!(table(1.0, 10.0, Want::Speed(20.0)).contains("**missed, 50 % short**"));
         assert!(table(1.0, 1.0, Want::Time(1.1)).contains("met by 10 %"));
         assert!(
             table(0.1, 8.0, Want::Speed(20.0)).contains("| 80 × as fast | ≥ 20 × | met 4.0 times")

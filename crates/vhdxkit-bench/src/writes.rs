@@ -1,73 +1,41 @@
 //! Rows 1 to 3: writes that each need a new block.
 //!
 //! Every side is a process that is timed from its start to its end, when everything is durable. Nothing is
-//! subtracted. The sides do as many writes as make that start small; what is compared are rates. Only
+//! subtracted. A side does as many writes as it can in a fraction of a second, and rates are compared. Only
 //! "the calls alone" leaves out start, open, close and the sync at the end.
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use vhdxkit::CreateOptions;
 
-use crate::harness::{Case, Side, Unit, Want};
-use crate::process::{seconds, text, timed, timed_with_input};
+use crate::harness::{Case, Outcome, Side, Unit, Want};
+use crate::process::{have, seconds, text, timed, timed_with_input};
 use crate::setup::{Setup, remove};
 use crate::table::Table;
 use crate::worker::{BLOCK, DISK, Medium, place};
 
-/// A row: how often there is a flush, how many writes we and QEMU do, and what is demanded against the
-/// raw file and QEMU.
+/// A row: how often there is a flush, and what is demanded against the raw file and QEMU.
 struct Row {
     number: u32,
     every: u64,
-    writes: u64,
-    qemu_writes: u64,
     raw: f64,
     qemu: f64,
     name: &'static str,
 }
 
 const ROWS: [Row; 4] = [
-    Row {
-        number: 1,
-        every: 0,
-        writes: 8000,
-        qemu_writes: 256,
-        raw: 0.85,
-        qemu: 20.0,
-        name: "no flush",
-    },
-    Row {
-        number: 2,
-        every: 1,
-        writes: 1000,
-        qemu_writes: 192,
-        raw: 0.8,
-        qemu: 6.0,
-        name: "a flush after each",
-    },
-    Row {
-        number: 3,
-        every: 16,
-        writes: 3200,
-        qemu_writes: 192,
-        raw: 0.75,
-        qemu: 20.0,
-        name: "a flush after 16",
-    },
-    Row {
-        number: 3,
-        every: 32,
-        writes: 3200,
-        qemu_writes: 192,
-        raw: 0.75,
-        qemu: 20.0,
-        name: "a flush after 32",
-    },
+    Row { number: 1, every: 0, raw: 0.85, qemu: 20.0, name: "no flush" },
+    Row { number: 2, every: 1, raw: 0.8, qemu: 6.0, name: "a flush after each" },
+    Row { number: 3, every: 16, raw: 0.75, qemu: 20.0, name: "a flush after 16" },
+    Row { number: 3, every: 32, raw: 0.75, qemu: 20.0, name: "a flush after 32" },
 ];
+
+/// Writes that tell how fast a side is here.
+const TRIED: u64 = 32;
 
 /// One of the rows 1, 2 and 3.
 pub(crate) fn row(number: u32, setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
@@ -140,13 +108,20 @@ pub(crate) fn worker(
     Ok(command)
 }
 
-fn whole_processes(row: &Row, setup: &Setup) -> anyhow::Result<crate::harness::Outcome> {
-    let (writes, few) = (setup.count(row.writes), setup.count(row.qemu_writes));
+fn whole_processes(row: &Row, setup: &Setup) -> anyhow::Result<Outcome> {
+    let writes = match row.every {
+        0 => setup.count(8000),
+        every => setup.calibrated(TRIED, work(setup, Start::Image, TRIED, every)?.0),
+    };
+    let few = match have("qemu-io") {
+        true => setup.calibrated(TRIED, qemu_io(setup, TRIED, row.every, "writeback")?),
+        false => 0,
+    };
     let rate =
         |start| work(setup, start, writes, row.every).map(|(whole, _)| writes as f64 / whole);
     let qemu = |cache| Ok(few as f64 / qemu_io(setup, few, row.every, cache)?);
-    let work = format!("4 KiB writes, each to a new block, {}", row.name);
-    Case::new(row.number, work, Unit::Rate, Side::new("vhdxkit", || rate(Start::Image)))
+    let title = format!("4 KiB writes, each to a new block, {}", row.name);
+    Case::new(row.number, title, Unit::Rate, Side::new("vhdxkit", || rate(Start::Image)))
         .against(Side::new("raw file, sized", || rate(Start::Sized)).want(Want::Speed(row.raw)))
         .against(Side::new("raw file, growing", || rate(Start::Growing)).want(Want::Speed(row.raw)))
         .against(
@@ -162,8 +137,8 @@ fn whole_processes(row: &Row, setup: &Setup) -> anyhow::Result<crate::harness::O
         .run(setup.rounds)
 }
 
-fn calls_alone(row: &Row, setup: &Setup) -> anyhow::Result<crate::harness::Outcome> {
-    let writes = setup.count(row.writes);
+fn calls_alone(row: &Row, setup: &Setup) -> anyhow::Result<Outcome> {
+    let writes = setup.count(8000);
     let rate = |start| work(setup, start, writes, 0).map(|(_, calls)| writes as f64 / calls);
     let want = Want::Speed(row.raw);
     let work = format!("4 KiB writes, each to a new block, {}: the calls alone", row.name);
@@ -174,11 +149,11 @@ fn calls_alone(row: &Row, setup: &Setup) -> anyhow::Result<crate::harness::Outco
 }
 
 /// Blocks go where other bytes lay: payload has to be durable before the entry that points to it.
-fn recycled(setup: &Setup) -> anyhow::Result<crate::harness::Outcome> {
-    let writes = setup.count(800);
+fn recycled(setup: &Setup) -> anyhow::Result<Outcome> {
+    let writes = setup.calibrated(TRIED, work(setup, Start::Recycled, TRIED, 1)?.0);
     let rate = |start| work(setup, start, writes, 1).map(|(whole, _)| writes as f64 / whole);
-    let work = "the same in recycled space, which takes two syncs each";
-    Case::new(2, work, Unit::Rate, Side::new("vhdxkit", || rate(Start::Recycled)))
+    let title = "the same in recycled space, which takes two syncs each";
+    Case::new(2, title, Unit::Rate, Side::new("vhdxkit", || rate(Start::Recycled)))
         .against(Side::new("raw file, sized", || rate(Start::Sized)).want(Want::Speed(0.6)))
         .run(setup.rounds)
 }
@@ -193,7 +168,7 @@ fn qemu_io(setup: &Setup, writes: u64, every: u64, cache: &str) -> anyhow::Resul
 }
 
 /// A new image of QEMU's, on the disk.
-pub(crate) fn qemu_image(setup: &Setup) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn qemu_image(setup: &Setup) -> anyhow::Result<PathBuf> {
     let path = setup.file("written.qemu");
     remove(&path)?;
     let size = DISK.to_string();
@@ -204,11 +179,7 @@ pub(crate) fn qemu_image(setup: &Setup) -> anyhow::Result<std::path::PathBuf> {
 }
 
 /// What qemu-io is to do, as a file that it reads.
-pub(crate) fn qemu_script(
-    setup: &Setup,
-    writes: u64,
-    every: u64,
-) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn qemu_script(setup: &Setup, writes: u64, every: u64) -> anyhow::Result<PathBuf> {
     let mut script = String::new();
     for number in 0..writes {
         writeln!(script, "write -q -P 7 {} 4096", place(number))?;
