@@ -118,6 +118,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 fn measure(setup: &Setup, rows: &[u32], table: &mut Table) -> anyhow::Result<()> {
     for row in ROWS.into_iter().filter(|row| rows.contains(row)) {
+        let begun = Instant::now();
         match row {
             4 => syncs::row(setup, table)?,
             9 => copies::sparse(setup, table)?,
@@ -130,6 +131,7 @@ fn measure(setup: &Setup, rows: &[u32], table: &mut Table) -> anyhow::Result<()>
             8 | 10 => copies::full(setup, rows, table)?,
             row => writes::row(row, setup, table)?,
         }
+        eprintln!("row {row}: {:.0} s", begun.elapsed().as_secs_f64());
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ impl Setup {
     /// How often something is to be done that takes so many seconds for `tried` times: long enough that
     /// the start of a process is little, and no longer where a sync is slow.
     pub(crate) fn calibrated(&self, tried: u64, seconds: f64) -> u64 {
-        let wanted = if self.quick { 0.15 } else { 0.6 };
+        let wanted = if self.quick { 0.15 } else { 0.4 };
         ((tried as f64 * wanted / seconds) as u64).clamp(tried, 8000)
     }
 
