@@ -1,208 +1,242 @@
-//! Rows 8 to 12: conversions.
+//! Rows 8 to 12: conversions. Both sides end with their copy on the disk; chunks of 256 KiB, and of QEMU's
+//! options the best, so that no chunk size is taken for a victory.
 
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
-use crate::Setup;
-use crate::harness::{Side, Table, Target, Unit, have, interleave, remove, text, timed};
+use crate::harness::{Case, Outcome, Side, Unit, Want};
+use crate::process::{seconds, text, timed};
+use crate::setup::{Noise, Setup, Xfs, incompressible, remove};
+use crate::table::Table;
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes that nothing can compress, the same each time.
-fn fill(bytes: &mut [u8], state: &mut u64) {
-    for word in bytes.chunks_exact_mut(8) {
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-}
-
-fn incompressible(path: &Path, mebibytes: u64) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    let (mut bytes, mut state) = (vec![0; 1 << 20], 0x9E37_79B9_7F4A_7C15);
-    for _ in 0..mebibytes {
-        fill(&mut bytes, &mut state);
-        out.write_all(&bytes)?;
-    }
-    out.into_inner()?.sync_all()?;
-    Ok(())
-}
-
-/// One mebibyte in ten holds data: half of the rest are holes, half are zeros that are stored.
-fn mostly_nothing(path: &Path, mebibytes: u64) -> anyhow::Result<()> {
-    let file = File::create(path)?;
-    file.set_len(mebibytes * MIB)?;
-    let (mut bytes, mut state) = (vec![0; 1 << 20], 0x1234_5678_9ABC_DEF1);
-    for number in 0..mebibytes {
-        if number % 10 == 3 {
-            fill(&mut bytes, &mut state);
-            file.write_all_at(&bytes, number * MIB)?;
-        } else if number % 2 == 0 {
-            file.write_all_at(&vec![0; 1 << 20], number * MIB)?;
-        }
-    }
-    file.sync_all()?;
-    Ok(())
-}
-
-/// A shell command that ends with its target synced.
-fn shell(script: &str) -> anyhow::Result<f64> {
-    timed("sh", &["-c", script])
-}
-
-/// Rows 8 to 11.
-pub(crate) fn rows(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
-    let source = setup.file("source.raw");
-    let (ours, theirs, image) =
-        (setup.file("ours"), setup.file("theirs"), setup.file("source.vhdx"));
+/// Rows 8 and 10.
+pub(crate) fn full(setup: &Setup, rows: &[u32], table: &mut Table) -> anyhow::Result<()> {
+    let (raw, image) = (setup.file("source.raw"), setup.file("source.vhdx"));
+    let (ours, theirs) = (setup.file("ours"), setup.file("theirs"));
     let size = setup.mebibytes();
-    let convert = |from: &Path, to: &Path, more: &[&str]| {
-        remove(to);
-        let mut arguments = vec!["convert", "--quiet", text(from), text(to)];
-        arguments.extend(more);
-        timed(text(&setup.vhdx), &arguments)
-    };
-    let dd = |from: &Path, to: &Path| {
-        remove(to);
-        let (from, to) = (format!("if={}", text(from)), format!("of={}", text(to)));
-        timed("dd", &[&from, &to, "bs=256K", "conv=fdatasync", "status=none"])
-    };
-    let qemu = |from: &Path, format: &str, to: &Path, options: &str| {
-        remove(to);
-        let (from, to) = (text(from), text(to));
-        shell(&format!(
-            "qemu-img convert -W -m 16 {options} -O {format} {from} {to} && sync -d {to}"
-        ))
-    };
-    if setup.wants("8") || setup.wants("10") {
-        incompressible(&source, size)?;
-        convert(&source, &image, &["--to", "vhdx", "--block-size", "1M"])?;
-    }
-    if setup.wants("8") {
+    incompressible(&raw, size)?;
+    if rows.contains(&8) {
         for block in ["1M", "32M"] {
-            let options = format!("-o block_size={block}");
-            let mut sides = vec![
-                Side::new("vhdxkit", || {
-                    convert(&source, &ours, &["--to", "vhdx", "--block-size", block])
-                }),
-                Side::new("dd bs=256K, synced", || dd(&source, &theirs)),
-            ];
-            if have("qemu-img") {
-                sides.push(Side::new("qemu-img -W -m16, synced", || {
-                    qemu(&source, "vhdx", &theirs, &options)
-                }));
-            }
-            let figures = interleave(setup.rounds, sides)?;
             let work = format!("raw to VHDX, {size} MiB incompressible, blocks of {block}");
-            table.row("8", &work, Unit::Seconds, &figures, &[Target { against: 1, ratio: 1.05 }]);
+            let options = ["--block-size", block];
+            let case = Case::new(
+                8,
+                work,
+                Unit::Seconds,
+                Side::new("vhdxkit", || convert(setup, &raw, &ours, "vhdx", &options)),
+            );
+            let best = format!("-W -m 16 -o block_size={block}");
+            let outcome = case
+                .against(Side::new("dd, synced", || dd(&raw, &theirs)).want(Want::Time(1.05)))
+                .against(
+                    Side::new("qemu-img -W -m16, synced", || qemu(&raw, &theirs, "vhdx", &best))
+                        .needs("qemu-img"),
+                )
+                .run(setup.rounds)?;
+            table.add(outcome);
         }
+        convert_and_compare(setup, &raw, &ours, "vhdx")?;
     }
-    if setup.wants("10") {
-        let mut sides = vec![
-            Side::new("vhdxkit", || convert(&image, &ours, &["--to", "raw"])),
-            Side::new("dd bs=256K, synced", || dd(&source, &theirs)),
-        ];
-        if have("qemu-img") {
-            sides.push(Side::new("qemu-img -W -m16, synced", || qemu(&image, "raw", &theirs, "")));
-        }
-        let figures = interleave(setup.rounds, sides)?;
+    if rows.contains(&10) {
+        convert(setup, &raw, &image, "vhdx", &["--block-size", "1M"])?;
         let work = format!("VHDX to raw, {size} MiB");
-        table.row("10", &work, Unit::Seconds, &figures, &[Target { against: 1, ratio: 1.0 }]);
+        let ours_side = Side::new("vhdxkit", || convert(setup, &image, &ours, "raw", &[]));
+        let outcome = Case::new(10, work, Unit::Seconds, ours_side)
+            .against(
+                Side::new("dd of the raw bytes, synced", || dd(&raw, &theirs))
+                    .want(Want::Time(1.0)),
+            )
+            .against(
+                Side::new("qemu-img -W -m16, synced", || qemu(&image, &theirs, "raw", "-W -m 16"))
+                    .needs("qemu-img"),
+            )
+            .run(setup.rounds)?;
+        table.add(outcome);
+        convert_and_compare(setup, &image, &ours, "raw")?;
     }
-    if setup.wants("9") {
-        mostly_nothing(&source, 2 * size)?;
-        let mut sides = vec![
-            Side::new("vhdxkit", || {
-                convert(&source, &ours, &["--to", "vhdx", "--block-size", "1M"])
-            }),
-            Side::new("cp --sparse=always, synced", || {
-                remove(&theirs);
-                let (from, to) = (text(&source), text(&theirs));
-                shell(&format!("cp --sparse=always {from} {to} && sync -d {to}"))
-            }),
-        ];
-        if have("qemu-img") {
-            sides.push(Side::new("qemu-img -W -m16, synced", || {
-                qemu(&source, "vhdx", &theirs, "-o block_size=1M")
-            }));
-        }
-        let figures = interleave(setup.rounds, sides)?;
-        let work = format!("raw to VHDX, {} MiB, 90 % holes and zeros", 2 * size);
-        table.row("9", &work, Unit::Seconds, &figures, &[Target { against: 1, ratio: 1.0 }]);
+    for path in [raw, image, ours, theirs] {
+        remove(&path)?;
     }
-    if setup.wants("11") {
-        remove(&image);
-        timed(text(&setup.vhdx), &["create", text(&image), "100G"])?;
-        let qcow = setup.file("empty.qcow2");
-        let mut sides = vec![Side::new("vhdxkit", || convert(&image, &ours, &["--to", "raw"]))];
-        if have("qemu-img") {
-            timed("qemu-img", &["create", "-q", "-f", "qcow2", text(&qcow), "100G"])?;
-            sides.push(Side::new("qemu-img, empty qcow2", || qemu(&qcow, "raw", &theirs, "")));
-            sides.push(Side::new("qemu-img, the same VHDX", || qemu(&image, "raw", &theirs, "")));
-        }
-        let figures = interleave(3, sides)?;
-        table.row("11", "empty 100 GiB VHDX to raw", Unit::Seconds, &figures, &[]);
-        table.bound("11", "the same", figures[0].median() * 1000.0, 50.0, " ms");
-        remove(&qcow);
+    Ok(())
+}
+
+/// Row 9.
+pub(crate) fn sparse(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
+    let (raw, ours, theirs) = (setup.file("source.raw"), setup.file("ours"), setup.file("theirs"));
+    let size = 2 * setup.mebibytes();
+    for nothing in [Nothing::Holes, Nothing::Zeros] {
+        mostly_nothing(&raw, size, nothing)?;
+        let what = if nothing == Nothing::Holes { "holes" } else { "zeros that are stored" };
+        let work = format!("raw to VHDX, {size} MiB, 90 % {what}");
+        let options = ["--block-size", "1M"];
+        let side = Side::new("vhdxkit", || convert(setup, &raw, &ours, "vhdx", &options));
+        let cp = || shell("cp --sparse=always \"$1\" \"$2\" && sync -d \"$2\"", &raw, &theirs);
+        let best = "-W -m 16 -o block_size=1M";
+        let outcome = Case::new(9, work, Unit::Seconds, side)
+            .against(Side::new("cp --sparse=always, synced", cp).want(Want::Time(1.0)))
+            .against(
+                Side::new("qemu-img -W -m16, synced", || qemu(&raw, &theirs, "vhdx", best))
+                    .needs("qemu-img"),
+            )
+            .run(setup.rounds)?;
+        table.add(outcome);
+        convert_and_compare(setup, &raw, &ours, "vhdx")?;
     }
-    for path in [source, ours, theirs, image] {
-        remove(&path);
+    for path in [raw, ours, theirs] {
+        remove(&path)?;
+    }
+    Ok(())
+}
+
+/// Row 11.
+pub(crate) fn empty(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
+    let (image, qcow2) = (setup.file("empty.vhdx"), setup.file("empty.qcow2"));
+    let (ours, theirs) = (setup.file("ours"), setup.file("theirs"));
+    let size = if setup.quick { "10G" } else { "100G" };
+    timed(text(&setup.vhdx), &["create", text(&image), size, "--block-size", "1M"])?;
+    let call = || {
+        remove(&theirs)?;
+        timed("truncate", &["-s", size, text(&theirs)])
+    };
+    let qemu_qcow2 = || {
+        remove(&qcow2)?;
+        timed("qemu-img", &["create", "-q", "-f", "qcow2", text(&qcow2), size])?;
+        qemu(&qcow2, &theirs, "raw", "-W -m 16")
+    };
+    let side = Side::new("vhdxkit", || convert(setup, &image, &ours, "raw", &[]));
+    let outcome = Case::new(
+        11,
+        format!("empty VHDX of {size} to raw"),
+        Unit::Seconds,
+        side.want(Want::Most(0.05)),
+    )
+    .against(Side::new("truncate: one system call", call))
+    .against(Side::new("qemu-img, an empty qcow2", qemu_qcow2).needs("qemu-img"))
+    .against(
+        Side::new("qemu-img, the same VHDX", || qemu(&image, &theirs, "raw", "-W -m 16"))
+            .needs("qemu-img"),
+    )
+    .run(setup.rounds)?;
+    table.add(outcome);
+    for path in [image, qcow2, ours, theirs] {
+        remove(&path)?;
     }
     Ok(())
 }
 
 /// Row 12, on a file system made for it.
-pub(crate) fn reflink(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
-    let missing = |table: &mut Table, why: &str| table.line(&["12", "reflinks", "", why, "", ""]);
-    if !have("mkfs.xfs") {
-        missing(table, "mkfs.xfs is not installed");
-        return Ok(());
+pub(crate) fn shared(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
+    let xfs = match Xfs::mount(setup) {
+        Ok(xfs) => xfs,
+        Err(why) => {
+            table.missing(12, why);
+            return Ok(());
+        }
+    };
+    let (raw, image) = (xfs.file("source.raw"), xfs.file("source.vhdx"));
+    let (ours, theirs) = (xfs.file("ours"), xfs.file("theirs"));
+    let size = setup.mebibytes();
+    for (what, holes) in [("in one piece", false), ("in pieces of 1 MiB, 90 % holes", true)] {
+        if holes {
+            mostly_nothing(&raw, size, Nothing::Holes)?;
+        } else {
+            incompressible(&raw, size)?;
+        }
+        convert(setup, &raw, &image, "vhdx", &["--block-size", "1M"])?;
+        for (from, format, way) in [(&raw, "vhdx", "raw to VHDX"), (&image, "raw", "VHDX to raw")] {
+            let work = format!("{way}, {size} MiB {what}, XFS that shares blocks");
+            table.add(sharing(setup, from, &ours, &theirs, format, work)?);
+            convert_and_compare(setup, from, &ours, format)?;
+        }
     }
-    let (volume, mount) = (setup.file("xfs.img"), setup.file("xfs"));
-    File::create(&volume)?.set_len(4 << 30)?;
-    std::fs::create_dir_all(&mount)?;
-    let made = timed("mkfs.xfs", &["-q", "-m", "reflink=1", text(&volume)])
-        .and_then(|_| timed("mount", &["-o", "loop", text(&volume), text(&mount)]));
-    if let Err(error) = made {
-        missing(table, &format!("cannot mount XFS: {error}").replace('\n', " "));
-        remove(&volume);
-        return Ok(());
-    }
-    let done = on_xfs(setup, table, &mount);
-    timed("umount", &[text(&mount)])?;
-    remove(&volume);
-    done
+    Ok(())
 }
 
-fn on_xfs(setup: &Setup, table: &mut Table, mount: &Path) -> anyhow::Result<()> {
-    let at = |name: &str| mount.join(name);
-    let (raw, image, ours, theirs) = (at("d.raw"), at("d.vhdx"), at("ours"), at("theirs"));
-    let size = setup.mebibytes();
-    incompressible(&raw, size)?;
-    let vhdx = text(&setup.vhdx);
-    let convert = |from: &Path, to: &Path, format: &str| {
-        remove(to);
-        timed(vhdx, &["convert", "--quiet", text(from), text(to), "--to", format])
-    };
-    let cp = |from: &Path| {
-        remove(&theirs);
-        let (from, to) = (text(from), text(&theirs));
-        shell(&format!("cp --reflink=always {from} {to} && sync -d {to}"))
-    };
-    convert(&raw, &image, "vhdx")?;
-    for (from, format, work) in [(&raw, "vhdx", "raw to VHDX"), (&image, "raw", "VHDX to raw")] {
-        let figures = interleave(
-            setup.rounds,
-            vec![
-                Side::new("vhdxkit", || convert(from, &ours, format)),
-                Side::new("cp --reflink, synced", || cp(from)),
-            ],
-        )?;
-        let work = format!("{work}, {size} MiB, on XFS with reflinks");
-        table.row("12", &work, Unit::Seconds, &figures, &[Target { against: 1, ratio: 2.0 }]);
+fn sharing(
+    setup: &Setup,
+    from: &Path,
+    ours: &Path,
+    theirs: &Path,
+    format: &str,
+    work: String,
+) -> anyhow::Result<Outcome> {
+    let options: &[&str] = if format == "vhdx" { &["--block-size", "1M"] } else { &[] };
+    let cp = || shell("cp --reflink=always \"$1\" \"$2\" && sync -d \"$2\"", from, theirs);
+    let qemu = || qemu(from, theirs, format, "-W -m 16");
+    let side = Side::new("vhdxkit", || convert(setup, from, ours, format, options));
+    Case::new(12, work, Unit::Seconds, side)
+        .against(Side::new("cp --reflink, synced", cp).want(Want::Time(2.0)))
+        .against(Side::new("qemu-img -W -m16, synced: it copies", qemu).needs("qemu-img"))
+        .run(setup.rounds)
+}
+
+/// Ours; it syncs by itself.
+fn convert(
+    setup: &Setup,
+    from: &Path,
+    to: &Path,
+    format: &str,
+    options: &[&str],
+) -> anyhow::Result<f64> {
+    remove(to)?;
+    let mut arguments = vec!["convert", "--quiet", "--to", format, text(from), text(to)];
+    arguments.extend(options);
+    timed(text(&setup.vhdx), &arguments)
+}
+
+/// A fast copy that is wrong is no victory.
+fn convert_and_compare(setup: &Setup, from: &Path, to: &Path, format: &str) -> anyhow::Result<()> {
+    convert(setup, from, to, format, &[])?;
+    timed(text(&setup.vhdx), &["compare", "--quiet", text(from), text(to)])?;
+    Ok(())
+}
+
+fn dd(from: &Path, to: &Path) -> anyhow::Result<f64> {
+    remove(to)?;
+    let (from, to) = (format!("if={}", text(from)), format!("of={}", text(to)));
+    timed("dd", &[&from, &to, "bs=256K", "conv=fdatasync", "status=none"])
+}
+
+/// QEMU converts without caring for durability, which is its fastest, and is synced in the end.
+fn qemu(from: &Path, to: &Path, format: &str, options: &str) -> anyhow::Result<f64> {
+    let script = format!("qemu-img convert {options} -O {format} \"$1\" \"$2\" && sync -d \"$2\"");
+    shell(&script, from, to)
+}
+
+/// A shell's script that makes the second of two files.
+fn shell(script: &str, from: &Path, to: &Path) -> anyhow::Result<f64> {
+    remove(to)?;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(from).arg(to);
+    seconds(&mut command).map(|(seconds, _)| seconds)
+}
+
+/// What there is where no data is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nothing {
+    Holes,
+    Zeros,
+}
+
+/// One mebibyte in ten holds data.
+fn mostly_nothing(path: &Path, mebibytes: u64, nothing: Nothing) -> anyhow::Result<()> {
+    remove(path)?;
+    let file = File::create(path)?;
+    file.set_len(mebibytes * MIB)?;
+    let zeros = vec![0; 1 << 20];
+    let (mut bytes, mut noise) = (vec![0; 1 << 20], Noise::new(2));
+    for number in 0..mebibytes {
+        if number % 10 == 3 {
+            noise.fill(&mut bytes);
+            file.write_all_at(&bytes, number * MIB)?;
+        } else if nothing == Nothing::Zeros {
+            file.write_all_at(&zeros, number * MIB)?;
+        }
     }
+    file.sync_all()?;
     Ok(())
 }

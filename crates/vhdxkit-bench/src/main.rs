@@ -1,87 +1,80 @@
 //! `vhdxkit-bench`: times vhdxkit against QEMU and the raw file, side by side, and prints a table.
 //!
 //! Every figure is a ratio of two sides that took turns in one run: on a shared machine nothing else
-//! means anything. Counts of system calls are exact, and are what the tests hold on to.
+//! means anything. Counts of system calls are exact, and are what `gate` and the tests hold on to.
+//!
+//! `harness` lets sides take turns, `table` shows what came of it; `setup` and `process` are the place
+//! and the programs; each other file is a group of rows. Linux only.
 
 mod copies;
 mod harness;
+mod huge;
+mod process;
 mod replays;
+mod setup;
+mod syncs;
+mod table;
+mod worker;
 mod writes;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand};
 
-use harness::Table;
+use setup::Setup;
+use table::Table;
 
 /// Time vhdxkit against QEMU and the raw file, side by side.
 #[derive(Debug, Parser)]
 #[command(before_help = "\
 Examples:
-  cargo build --release && target/release/vhdxkit-bench       the whole table, into docs/performance.md
-  target/release/vhdxkit-bench --rows 1,2,4 --quick           some rows, smaller")]
+  cargo run --release -p vhdxkit-bench                        the whole table, into docs/performance.md
+  cargo run --release -p vhdxkit-bench -- --rows 1,2,4        some rows, printed only
+  cargo run --release -p vhdxkit-bench -- --quick             less work: to see whether it runs
+  cargo run --release -p vhdxkit-bench -- gate                only count syncs; fails when there are too many")]
 struct Arguments {
     #[command(subcommand)]
-    worker: Option<Worker>,
-    /// Only these rows.
+    command: Option<Command>,
+    /// Only these rows: 1 to 4, 8 to 14.
     #[arg(long, value_delimiter = ',')]
-    rows: Vec<String>,
-    /// Smaller work, fewer rounds: to see whether it runs.
+    rows: Vec<u32>,
+    /// Less work, fewer rounds. Figures are printed only.
     #[arg(long)]
     quick: bool,
-    /// Where to work; it should lie on a real disk. The folder of this program without it.
+    /// Where to work, on a real disk. Without it $VHDXKIT_BENCH_DIR, or the folder of this program.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Write the table to this file.
+    /// Write the table into this file, between its two marks. The whole table goes into
+    /// docs/performance.md without this.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Worker {
-    /// Writes a hundred blocks, for its system calls to be counted.
+enum Command {
+    /// Count the syncs of allocating writes; exit status 1 when there are too many.
+    Gate,
+    /// Write, and print the seconds between open and close.
     #[command(hide = true)]
-    Hundred {
-        /// The image to make.
-        image: PathBuf,
-        /// Flush after so many; 0 for never.
-        every: u64,
+    Work(worker::Work),
+    /// Run a program, and print the most memory that it had.
+    #[command(hide = true)]
+    Memory {
+        /// The program.
+        program: String,
+        /// What it is told.
+        arguments: Vec<String>,
     },
 }
 
-/// What every row is told.
-pub(crate) struct Setup {
-    folder: tempfile::TempDir,
-    /// The command to be timed.
-    pub(crate) vhdx: PathBuf,
-    rows: Vec<String>,
-    quick: bool,
-    pub(crate) rounds: usize,
-}
-
-impl Setup {
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub(crate) fn wants(&self, row: &str) -> bool {
-        self.rows.is_empty() || self.rows.iter().any(|wanted| wanted == row)
-    }
-
-    pub(crate) fn count(&self, usual: u64) -> u64 {
-        if self.quick { usual / 4 } else { usual }
-    }
-
-    /// The size of a large copy.
-    pub(crate) fn mebibytes(&self) -> u64 {
-        if self.quick { 128 } else { 1024 }
-    }
-}
+const ROWS: [u32; 11] = [1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14];
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/performance.md");
 
 fn main() -> ExitCode {
-    match run() {
+    match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vhdxkit-bench: {error:#}");
@@ -90,80 +83,60 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    if let Some(Worker::Hundred { image, every }) = arguments.worker {
-        writes::hundred(&image, Some(every).filter(|every| *every > 0))?;
-        return Ok(());
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let folder = arguments.folder.or_else(|| std::env::var_os("VHDXKIT_BENCH_DIR").map(Into::into));
+    match arguments.command {
+        Some(Command::Work(work)) => {
+            println!("{}", work.run()?);
+            return Ok(());
+        }
+        Some(Command::Memory { program, arguments }) => {
+            return process::print_peak_memory(&program, &arguments);
+        }
+        Some(Command::Gate) => return syncs::gate(tempfile::tempdir()?.path()),
+        None => {}
     }
     if cfg!(debug_assertions) {
         bail!("times of an unoptimised build mean nothing; build with --release");
     }
-    let program = std::env::current_exe()?;
-    let beside = program.parent().context("this program lies nowhere")?;
-    let vhdx = beside.join("vhdx");
-    if !vhdx.exists() {
-        bail!("the command is not there: cargo build --release makes it");
-    }
-    let folder = arguments.folder.unwrap_or_else(|| beside.to_path_buf());
-    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(folder)?;
-    let rounds = if arguments.quick { 3 } else { 5 };
-    let setup = Setup { folder, vhdx, rows: arguments.rows, quick: arguments.quick, rounds };
+    let unknown = arguments.rows.iter().find(|row| !ROWS.contains(row));
+    ensure!(unknown.is_none(), "there is no row {} here: 1 to 4, 8 to 14", unknown.unwrap_or(&0));
+    process::stop_gently()?;
+    let all = arguments.rows.is_empty();
+    let rows = if all { ROWS.to_vec() } else { arguments.rows };
+    let setup = Setup::new(folder, arguments.quick)?;
+    let begun = Instant::now();
     let mut table = Table::default();
-    measure(&setup, &mut table)?;
-    let text = format!("{}\n{}", versions(), table.markdown());
+    measure(&setup, &rows, &mut table)?;
+    let seconds = begun.elapsed().as_secs();
+    let text =
+        format!("{} The run took {seconds} s.\n\n{}", setup.story().trim_end(), table.markdown());
     println!("{text}");
-    println!("{} targets missed", table.missed);
-    if let Some(path) = &arguments.output {
-        write_into(path, &text)?;
+    let output = arguments.output.or_else(|| (all && !setup.quick).then(|| DOCUMENT.into()));
+    output.map_or(Ok(()), |path| write_into(&path, &text))
+}
+
+fn measure(setup: &Setup, rows: &[u32], table: &mut Table) -> anyhow::Result<()> {
+    for row in ROWS.into_iter().filter(|row| rows.contains(row)) {
+        let begun = Instant::now();
+        match row {
+            4 => syncs::row(setup, table)?,
+            9 => copies::sparse(setup, table)?,
+            11 => copies::empty(setup, table)?,
+            12 => copies::shared(setup, table)?,
+            13 => replays::rows(setup, table)?,
+            14 => huge::rows(setup, table)?,
+            // These two share their files.
+            10 if rows.contains(&8) => {}
+            8 | 10 => copies::full(setup, rows, table)?,
+            row => writes::row(row, setup, table)?,
+        }
+        eprintln!("row {row}: {:.0} s", begun.elapsed().as_secs_f64());
     }
     Ok(())
 }
 
-fn measure(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
-    if setup.wants("14") {
-        let memory = replays::memory_of_info(setup)?;
-        table.bound("14", "memory of `info`, disk of 64 TiB", memory, 16.0, " MiB");
-        replays::huge(setup, table)?;
-    }
-    writes::rows(setup, table)?;
-    if setup.wants("4") {
-        writes::syncs(setup, table)?;
-    }
-    copies::rows(setup, table)?;
-    if setup.wants("12") {
-        copies::reflink(setup, table)?;
-    }
-    if setup.wants("13") {
-        replays::rows(setup, table)?;
-    }
-    Ok(())
-}
-
-fn versions() -> String {
-    let first = |program: &str| {
-        let output = Command::new(program).arg("--version").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().next().map(str::to_owned)
-    };
-    let told =
-        |program: &str| first(program).unwrap_or_else(|| format!("{program}: not installed"));
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let date = told_date();
-    format!(
-        "{date}, {cores} cores, vhdxkit {}, {}, {}\n",
-        env!("CARGO_PKG_VERSION"),
-        told("qemu-img"),
-        told("dd")
-    )
-}
-
-fn told_date() -> String {
-    let output = Command::new("date").arg("+%Y-%m-%d").output();
-    output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
-}
-
-/// Between the two marks of a document, or the whole of a new one.
+/// Puts the table between the two marks of a document; what stands around them stays.
 fn write_into(path: &Path, table: &str) -> anyhow::Result<()> {
     const BEGIN: &str = "<!-- table -->\n";
     const END: &str = "<!-- end of table -->\n";

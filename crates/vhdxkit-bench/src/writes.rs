@@ -1,247 +1,193 @@
-//! Rows 1 to 4: writes that each need a new block.
+//! Rows 1 to 3: writes that each need a new block.
+//!
+//! Every side is a process that is timed from its start to its end, when everything is durable. Nothing is
+//! subtracted. A side does as many writes as it can in a fraction of a second, and rates are compared. Only
+//! "the calls alone" leaves out start, open, close and the sync at the end.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, bail};
-use vhdxkit::storage::{FileStorage, OpenMode, Storage};
-use vhdxkit::{CreateOptions, OpenOptions};
+use vhdxkit::CreateOptions;
 
-use crate::Setup;
-use crate::harness::{Side, Table, Target, Unit, have, interleave, remove, text, timed};
+use crate::harness::{Case, Outcome, Side, Unit, Want};
+use crate::process::{have, seconds, text, timed, timed_with_input};
+use crate::setup::{Setup, remove};
+use crate::table::Table;
+use crate::worker::{BLOCK, DISK, Medium, place};
 
-const MIB: u64 = 1 << 20;
-const BLOCK: u64 = MIB;
-
-/// The disk's offset of write number `number`: one 4 KiB write in each block.
-fn place(number: u64) -> u64 {
-    number * BLOCK + (number % 200) * 4096
+/// A row: how often there is a flush, and what is demanded against the raw file and QEMU.
+struct Row {
+    number: u32,
+    every: u64,
+    raw: f64,
+    qemu: f64,
+    name: &'static str,
 }
 
-/// Rows 1, 2 and 3.
-pub(crate) fn rows(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
-    let image = setup.file("w.vhdx");
-    let (raw, theirs) = (setup.file("w.raw"), setup.file("q.vhdx"));
-    for (row, every, raw_target, qemu_target, name) in [
-        ("1", None, 0.85, 20.0, "no flush"),
-        ("2", Some(1), 0.8, 6.0, "a flush after each"),
-        ("3", Some(16), 0.75, 20.0, "a flush after 16"),
-        ("3", Some(32), 0.75, 20.0, "a flush after 32"),
-    ] {
-        if !setup.wants(row) {
-            continue;
+const ROWS: [Row; 4] = [
+    Row { number: 1, every: 0, raw: 0.85, qemu: 20.0, name: "no flush" },
+    Row { number: 2, every: 1, raw: 0.8, qemu: 6.0, name: "a flush after each" },
+    Row { number: 3, every: 16, raw: 0.75, qemu: 20.0, name: "a flush after 16" },
+    Row { number: 3, every: 32, raw: 0.75, qemu: 20.0, name: "a flush after 32" },
+];
+
+/// Writes that tell how fast a side is here.
+const TRIED: u64 = 32;
+
+/// One of the rows 1, 2 and 3.
+pub(crate) fn row(number: u32, setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
+    for row in ROWS.iter().filter(|row| row.number == number) {
+        if row.every == 0 {
+            table.add(calls_alone(row, setup)?);
         }
-        let count = if every == Some(1) { setup.count(600) } else { setup.count(2000) };
-        let mut sides = vec![
-            Side::new("vhdxkit", || ours(&image, count, every, false)),
-            Side::new("raw file", || plain(&raw, count, every)),
-        ];
-        let mut targets = vec![Target { against: 1, ratio: raw_target }];
-        let few = setup.count(if every.is_none() { 400 } else { 192 });
-        if have("qemu-io") {
-            sides.push(Side::new("QEMU VHDX", || qemu(&theirs, few, every)));
-            targets.push(Target { against: 2, ratio: qemu_target });
-        } else {
-            table.line(&[row, name, "", "qemu-io is not installed", "", ""]);
-        }
-        let figures = interleave(setup.rounds, sides)?;
-        let work = format!("4 KiB writes, each to a new block, {name}");
-        table.row(row, &work, Unit::Rate, &figures, &targets);
+        table.add(whole_processes(row, setup)?);
     }
-    if setup.wants("2") {
-        let count = setup.count(600);
-        let figures = interleave(
-            setup.rounds,
-            vec![
-                Side::new("vhdxkit", || ours(&image, count, Some(1), true)),
-                Side::new("raw file", || plain(&raw, count, Some(1))),
-            ],
-        )?;
-        let work = "4 KiB writes, each to a new block in recycled space, a flush after each";
-        table.row("2", work, Unit::Rate, &figures, &[Target { against: 1, ratio: 0.6 }]);
-    }
-    for path in [image, raw, theirs] {
-        remove(&path);
+    if number == 2 {
+        table.add(recycled(setup)?);
     }
     Ok(())
 }
 
-fn ours(path: &Path, count: u64, every: Option<u64>, recycled: bool) -> anyhow::Result<f64> {
-    remove(path);
-    CreateOptions::new(64 << 30).block_size(1 << 20).create(path)?;
-    if recycled {
-        // Free space that holds something, so that it cannot be taken for zeros.
-        let file = File::options().write(true).open(path)?;
-        let end = file.metadata()?.len();
-        for gap in 0..count {
-            file.write_all_at(&[0xAA; 4096], end + gap * BLOCK)?;
-        }
-        file.sync_all()?;
-    }
-    let image = OpenOptions::new().write(true).open(path)?;
-    let bytes = [7; 4096];
-    let begun = Instant::now();
-    for number in 0..count {
-        image.write_at(place(number), &bytes)?;
-        if every.is_some_and(|every| (number + 1) % every == 0) {
-            image.flush()?;
-        }
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    image.close()?;
-    Ok(count as f64 / seconds)
+/// What a file is before it is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// An empty image.
+    Image,
+    /// An image with free space that holds other bytes.
+    Recycled,
+    /// A hole as large as all that will be written.
+    Sized,
+    /// An empty file, which grows with each write.
+    Growing,
 }
 
-fn plain(path: &Path, count: u64, every: Option<u64>) -> anyhow::Result<f64> {
-    remove(path);
-    let file = File::create(path)?;
-    let bytes = [7; 4096];
-    let begun = Instant::now();
-    for number in 0..count {
-        file.write_all_at(&bytes, place(number))?;
-        if every.is_some_and(|every| (number + 1) % every == 0) {
-            file.sync_data()?;
+/// Runs a worker on a new file: the seconds of the process, and those between open and close.
+fn work(setup: &Setup, start: Start, writes: u64, every: u64) -> anyhow::Result<(f64, f64)> {
+    let path = setup.file("written");
+    remove(&path)?;
+    let medium = match start {
+        Start::Image | Start::Recycled => {
+            CreateOptions::new(DISK).block_size(1 << 20).create(&path)?;
+            Medium::Image
         }
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    file.sync_data()?;
-    Ok(count as f64 / seconds)
-}
-
-fn qemu(path: &Path, count: u64, every: Option<u64>) -> anyhow::Result<f64> {
-    let run = |script: &str| -> anyhow::Result<f64> {
-        remove(path);
-        let options = ["create", "-q", "-f", "vhdx", "-o", "block_size=1M", text(path), "64G"];
-        timed("qemu-img", &options)?;
-        let begun = Instant::now();
-        let mut child = Command::new("qemu-io")
-            .args(["-f", "vhdx", "-t", "writeback", text(path)])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        child.stdin.take().context("stdin")?.write_all(script.as_bytes())?;
-        if !child.wait()?.success() {
-            bail!("qemu-io failed");
+        Start::Sized | Start::Growing => {
+            File::create(&path)?;
+            Medium::File
         }
-        Ok(begun.elapsed().as_secs_f64())
     };
+    let file = File::options().write(true).open(&path)?;
+    match start {
+        Start::Image | Start::Growing => {}
+        Start::Sized => file.set_len(writes * BLOCK)?,
+        Start::Recycled => {
+            let end = file.metadata()?.len();
+            for gap in 0..writes {
+                file.write_all_at(&[0xAA; 4096], end + gap * BLOCK)?;
+            }
+        }
+    }
+    file.sync_all()?;
+    let (whole, printed) = seconds(&mut worker(medium, &path, writes, every)?)?;
+    remove(&path)?;
+    Ok((whole, printed.trim().parse()?))
+}
+
+/// The process that does the work.
+pub(crate) fn worker(
+    medium: Medium,
+    path: &Path,
+    writes: u64,
+    every: u64,
+) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("work").arg(if medium == Medium::Image { "image" } else { "file" });
+    command.arg(path).args([writes.to_string(), every.to_string()]);
+    Ok(command)
+}
+
+fn whole_processes(row: &Row, setup: &Setup) -> anyhow::Result<Outcome> {
+    let writes = match row.every {
+        0 => setup.count(8000),
+        every => setup.calibrated(TRIED, work(setup, Start::Image, TRIED, every)?.0),
+    };
+    let few = match have("qemu-io") {
+        true => setup.calibrated(TRIED, qemu_io(setup, TRIED, row.every, "writeback")?),
+        false => 0,
+    };
+    let rate =
+        |start| work(setup, start, writes, row.every).map(|(whole, _)| writes as f64 / whole);
+    let qemu = |cache| Ok(few as f64 / qemu_io(setup, few, row.every, cache)?);
+    let title = format!("4 KiB writes, each to a new block, {}", row.name);
+    Case::new(row.number, title, Unit::Rate, Side::new("vhdxkit", || rate(Start::Image)))
+        .against(Side::new("raw file, sized", || rate(Start::Sized)).want(Want::Speed(row.raw)))
+        .against(Side::new("raw file, growing", || rate(Start::Growing)).want(Want::Speed(row.raw)))
+        .against(
+            Side::new("QEMU VHDX, writeback", || qemu("writeback"))
+                .needs("qemu-io")
+                .want(Want::Speed(row.qemu)),
+        )
+        .against(
+            Side::new("QEMU VHDX, no page cache", || qemu("none"))
+                .needs("qemu-io")
+                .want(Want::Speed(row.qemu)),
+        )
+        .run(setup.rounds)
+}
+
+fn calls_alone(row: &Row, setup: &Setup) -> anyhow::Result<Outcome> {
+    let writes = setup.count(8000);
+    let rate = |start| work(setup, start, writes, 0).map(|(_, calls)| writes as f64 / calls);
+    let want = Want::Speed(row.raw);
+    let work = format!("4 KiB writes, each to a new block, {}: the calls alone", row.name);
+    Case::new(row.number, work, Unit::Rate, Side::new("vhdxkit", || rate(Start::Image)))
+        .against(Side::new("raw file, sized", || rate(Start::Sized)).want(want))
+        .against(Side::new("raw file, growing", || rate(Start::Growing)).want(want))
+        .run(setup.rounds)
+}
+
+/// Blocks go where other bytes lay: payload has to be durable before the entry that points to it.
+fn recycled(setup: &Setup) -> anyhow::Result<Outcome> {
+    let writes = setup.calibrated(TRIED, work(setup, Start::Recycled, TRIED, 1)?.0);
+    let rate = |start| work(setup, start, writes, 1).map(|(whole, _)| writes as f64 / whole);
+    let title = "the same in recycled space, which is cleared ahead";
+    Case::new(2, title, Unit::Rate, Side::new("vhdxkit", || rate(Start::Recycled)))
+        .against(Side::new("raw file, sized", || rate(Start::Sized)).want(Want::Speed(0.6)))
+        .run(setup.rounds)
+}
+
+/// Lets QEMU do the same to an image of its own; the seconds of the process.
+fn qemu_io(setup: &Setup, writes: u64, every: u64, cache: &str) -> anyhow::Result<f64> {
+    let path = qemu_image(setup)?;
+    let script = qemu_script(setup, writes, every)?;
+    let spent = timed_with_input("qemu-io", &["-f", "vhdx", "-t", cache, text(&path)], &script)?;
+    remove(&path)?;
+    Ok(spent)
+}
+
+/// A new image of QEMU's, on the disk.
+pub(crate) fn qemu_image(setup: &Setup) -> anyhow::Result<PathBuf> {
+    let path = setup.file("written.qemu");
+    remove(&path)?;
+    let size = DISK.to_string();
+    let options = ["create", "-q", "-f", "vhdx", "-o", "block_size=1M", text(&path), &size];
+    timed("qemu-img", &options)?;
+    File::open(&path)?.sync_all()?;
+    Ok(path)
+}
+
+/// What qemu-io is to do, as a file that it reads.
+pub(crate) fn qemu_script(setup: &Setup, writes: u64, every: u64) -> anyhow::Result<PathBuf> {
     let mut script = String::new();
-    for number in 0..count {
-        script += &format!("write -q -P 7 {} 4096\n", place(number));
-        if every.is_some_and(|every| (number + 1) % every == 0) {
+    for number in 0..writes {
+        writeln!(script, "write -q -P 7 {} 4096", place(number))?;
+        if every > 0 && (number + 1).is_multiple_of(every) {
             script += "flush\n";
         }
     }
-    let nothing = run("")?;
-    Ok(count as f64 / (run(&script)? - nothing).max(0.001))
-}
-
-/// A file that counts its syncs.
-struct Counting {
-    file: FileStorage,
-    syncs: AtomicU64,
-}
-
-impl Storage for Counting {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.file.write_at(offset, buf)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.file.sync()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.file.set_len(length)
-    }
-    fn punch(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.punch(range)
-    }
-    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.allocate(range)
-    }
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.file.next_data(offset)
-    }
-}
-
-/// Writes 100 blocks; gives the syncs between the opened image and its close. This is also what the
-/// process does whose system calls are counted.
-pub(crate) fn hundred(path: &Path, every: Option<u64>) -> anyhow::Result<u64> {
-    remove(path);
-    CreateOptions::new(64 << 30).block_size(1 << 20).create(path)?;
-    let file = FileStorage::open(path, OpenMode::ReadWrite)?;
-    let file = Arc::new(Counting { file, syncs: AtomicU64::new(0) });
-    let image = OpenOptions::new().write(true).open_storage(file.clone())?;
-    let before = file.syncs.load(Ordering::Relaxed);
-    for number in 0..100 {
-        image.write_at(place(number), &[7; 4096])?;
-        if every.is_some_and(|every| (number + 1) % every == 0) {
-            image.flush()?;
-        }
-    }
-    if every.is_some_and(|every| 100 % every != 0) {
-        image.flush()?;
-    }
-    let counted = file.syncs.load(Ordering::Relaxed) - before;
-    image.close()?;
-    remove(path);
-    Ok(counted)
-}
-
-/// Row 4.
-pub(crate) fn syncs(setup: &Setup, table: &mut Table) -> anyhow::Result<()> {
-    for (every, most, name) in [
-        (None, 2.0, "no flush"),
-        (Some(32), 6.0, "a flush after 32"),
-        (Some(1), 106.0, "a flush after each"),
-    ] {
-        let counted = hundred(&setup.file("s.vhdx"), every)?;
-        let work = format!("syncs of 100 allocating writes, {name}, between open and close");
-        table.bound("4", &work, counted as f64, most, "");
-        let whole = match have("strace") {
-            true => traced(setup, every)?,
-            false => "strace is not installed".to_owned(),
-        };
-        let work = format!(
-            "fdatasync calls of the whole process, create, open and close included, {name}"
-        );
-        table.line(&["4", &work, &whole, "–", "–", "–"]);
-    }
-    Ok(())
-}
-
-fn traced(setup: &Setup, every: Option<u64>) -> anyhow::Result<String> {
-    let (program, report) = (std::env::current_exe()?, setup.file("strace"));
-    let every = every.unwrap_or(0).to_string();
-    let image = setup.file("t.vhdx");
-    timed(
-        "strace",
-        &[
-            "-f",
-            "-e",
-            "trace=fdatasync,fsync",
-            "-o",
-            text(&report),
-            text(&program),
-            "hundred",
-            text(&image),
-            &every,
-        ],
-    )?;
-    let calls = std::fs::read_to_string(&report)?;
-    remove(&report);
-    Ok(calls.lines().filter(|line| line.contains("sync(")).count().to_string())
+    let path = setup.file("script");
+    std::fs::write(&path, script)?;
+    Ok(path)
 }
