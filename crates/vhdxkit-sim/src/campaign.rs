@@ -82,14 +82,15 @@ impl Class {
     #[must_use]
     pub fn workload(self, index: usize, seed: u64) -> Option<Workload> {
         match self {
-            Self::Fresh | Self::Recycled | Self::Fixed | Self::Border | Self::Resize => {
+            Self::Fresh | Self::Recycled | Self::Fixed | Self::Border => {
                 let start = self.start();
-                let alphabet = match self {
-                    Self::Resize => workload::resizes(),
-                    _ => workload::alphabet(start),
-                };
-                let operations = sequence(&alphabet, index, 4)?;
+                let operations = sequence(&workload::alphabet(start), index, 4)?;
                 Some(Workload { start, commits: 0, operations })
+            }
+            Self::Resize => {
+                // With a commit before, a replay writes to the table that is about to move away.
+                let operations = sequence(&workload::resizes(), index / 2, 4)?;
+                Some(Workload { start: self.start(), commits: index % 2, operations })
             }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];
