@@ -13,7 +13,7 @@ pub(crate) mod exit {
     pub(crate) const FOUND: u8 = 3;
     /// The image is locked by another process.
     pub(crate) const LOCKED: u8 = 4;
-    /// A parent is missing, or needed and not supported.
+    /// A parent is missing, or is not the one the child was made from.
     pub(crate) const PARENT: u8 = 5;
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
     }
     ExitCode::from(match library.map(Error::kind) {
         Some(ErrorKind::Locked) => exit::LOCKED,
-        Some(ErrorKind::ParentNeeded) => exit::PARENT,
+        Some(ErrorKind::ParentNeeded | ErrorKind::Parent) => exit::PARENT,
         _ => exit::FAILED,
     })
 }

@@ -1,10 +1,12 @@
 //! Errors: what is wrong, where, and what a person can do about it.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::defect::Defect;
+use crate::format::Guid;
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -31,8 +33,11 @@ pub enum ErrorKind {
     Unsupported,
     /// Another process holds the image.
     Locked,
-    /// The disk is a child, and its parent is needed to go on.
+    /// The disk is a child, and its parent, which was not asked for, is needed to go on.
     ParentNeeded,
+    /// A parent cannot be had, or is not the disk that the child was made from.
+    /// [`parent_problem`](Error::parent_problem) has the details.
+    Parent,
     /// A range reaches beyond the end of the disk.
     OutOfRange,
     /// An argument makes no sense: not a multiple of the sector size, for example.
@@ -59,6 +64,68 @@ pub struct Holder {
     pub command: String,
 }
 
+/// Why a child has no parent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ParentProblem {
+    /// What is wrong, in words.
+    pub what: String,
+    /// The child, where it lies in a file.
+    pub child: PathBuf,
+    /// The identities (DataWriteGuid) of which the parent must have one.
+    pub expected: Vec<Guid>,
+    /// Every place that was looked at.
+    pub looked: Vec<Looked>,
+    /// Where an image with that identity lies, if a search found one.
+    pub found: Vec<PathBuf>,
+}
+
+/// A place where a parent was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Looked {
+    /// The place.
+    pub path: PathBuf,
+    /// What was there.
+    pub found: String,
+}
+
+impl ParentProblem {
+    /// What a person can type next.
+    fn advice(&self) -> String {
+        let child = self.child.display();
+        match self.found.first() {
+            Some(found) => format!(
+                "`vhdx relink {child} --parent {}` makes that its parent; --parent alone uses it this once",
+                found.display()
+            ),
+            None => "name the parent with --parent, or a folder to look in with --search; `vhdx info` tells all that the child knows of it; --ignore-parent-id takes a parent that was changed, at your own word".to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for ParentProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.child.as_os_str().is_empty() {
+            write!(f, "{}: ", self.child.display())?;
+        }
+        f.write_str(&self.what)?;
+        if let Some(first) = self.expected.first() {
+            write!(f, "\n  wanted: the disk with the DataWriteGuid {first}")?;
+            for other in self.expected.iter().skip(1) {
+                write!(f, " or {other}")?;
+            }
+        }
+        for looked in &self.looked {
+            write!(f, "\n  looked at {}: {}", looked.path.display(), looked.found)?;
+        }
+        for found in &self.found {
+            write!(f, "\n  an image with that identity is {}", found.display())?;
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Repr {
     #[error("{structure} at {place}: {defect}", structure = .0.structure(), place = place(.0), defect = .0)]
@@ -68,10 +135,10 @@ pub(crate) enum Repr {
     Io { action: &'static str, offset: Option<u64>, cause: io::Error },
     #[error("the image is in use by {}", name_holders(.holders))]
     Locked { holders: Vec<Holder> },
-    #[error(
-        "{what} needs the disk's parent, and reading through a parent is not part of this version"
-    )]
+    #[error("the disk is a child: {what} needs its parent, which is not open")]
     ParentNeeded { what: &'static str },
+    #[error("{0}")]
+    Parent(ParentProblem),
     #[error("bytes {} to {} reach beyond the end of the disk at {size}", .range.start, .range.end)]
     OutOfRange { range: Range<u64>, size: u64 },
     #[error("{0}")]
@@ -133,6 +200,15 @@ impl Error {
         Self::new(Repr::Limit(message.into()))
     }
 
+    pub(crate) fn parent_needed(what: &'static str) -> Self {
+        Self::new(Repr::ParentNeeded { what })
+    }
+
+    /// A parent that was given does not fit.
+    pub(crate) fn parent_unfit(what: String) -> Self {
+        Self::new(Repr::Parent(ParentProblem { what, ..ParentProblem::default() }))
+    }
+
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Self::new(Repr::File { path: path.into(), inner: self })
     }
@@ -145,6 +221,7 @@ impl Error {
             Repr::Io { .. } => ErrorKind::Io,
             Repr::Locked { .. } => ErrorKind::Locked,
             Repr::ParentNeeded { .. } => ErrorKind::ParentNeeded,
+            Repr::Parent(_) => ErrorKind::Parent,
             Repr::OutOfRange { .. } => ErrorKind::OutOfRange,
             Repr::InvalidInput(_) => ErrorKind::InvalidInput,
             Repr::Limit(_) => ErrorKind::LimitExceeded,
@@ -175,6 +252,16 @@ impl Error {
         }
     }
 
+    /// What was looked for and found, when a parent is the problem.
+    #[must_use]
+    pub fn parent_problem(&self) -> Option<&ParentProblem> {
+        match &*self.0 {
+            Repr::Parent(problem) => Some(problem),
+            Repr::File { inner, .. } => inner.parent_problem(),
+            _ => None,
+        }
+    }
+
     /// The processes that hold the image, when that is the error and they could be seen.
     #[must_use]
     pub fn holders(&self) -> &[Holder] {
@@ -187,8 +274,11 @@ impl Error {
 
     /// What a person can do next, where there is something to say.
     #[must_use]
-    pub fn advice(&self) -> Option<&'static str> {
-        Some(match self.kind() {
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        if let Some(problem) = self.parent_problem() {
+            return Some(problem.advice().into());
+        }
+        Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => {
                 "check that this is the right file; a VHD version 1 ends with \"conectix\", a qcow2 starts with \"QFI\""
             }
@@ -202,7 +292,7 @@ impl Error {
                 "stop that program, or pass --force-share to read anyway (what you read may be half-changed)"
             }
             ErrorKind::ParentNeeded => {
-                "`vhdx info` names the parent; `vhdx map` lists what this file itself holds"
+                "name the parent with --parent; `vhdx info` tells what the child knows of it, `vhdx map` lists what this file itself holds"
             }
             ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
             ErrorKind::Poisoned => {
@@ -222,7 +312,7 @@ impl Error {
                 _ => return None,
             },
             _ => return None,
-        })
+        }))
     }
 }
 

@@ -26,7 +26,7 @@
 //!
 //! # How it is built
 //! Floors, each using only those below it: `format` (bytes) · `storage` (media) · `view` (checked
-//! values) · `log` · `map` (blocks to file offsets) · `image` · `ops`. All calls take `&self`;
+//! values) · `log` · `map` (blocks to file offsets) · `image` · `chain` (parents) · `ops`. All calls take `&self`;
 //! an open image is [`Send`] and [`Sync`], and neither reads nor writes to blocks that have a place wait
 //! for each other.
 //!
@@ -47,6 +47,7 @@
     )
 )]
 
+pub mod chain;
 pub mod defect;
 mod error;
 pub mod findings;
@@ -58,7 +59,6 @@ pub mod ops;
 pub mod storage;
 pub mod view;
 
-pub use error::{Error, ErrorKind, Holder, Result};
-pub use image::{
-    CreateOptions, Cursor, Extent, ExtentState, Extents, Image, OpenOptions, ResizeReport, Shrink,
-};
+pub use chain::{OpenOptions, ParentPolicy};
+pub use error::{Error, ErrorKind, Holder, Looked, ParentProblem, Result};
+pub use image::{CreateOptions, Cursor, Extent, ExtentState, Extents, Image, ResizeReport, Shrink};

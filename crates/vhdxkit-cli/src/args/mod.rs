@@ -1,5 +1,6 @@
 //! The command line. Completions and man pages are made from this definition too.
 
+mod chain;
 mod making;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use vhdxkit::defect::Severity;
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::{Image, OpenOptions};
 
+pub(crate) use chain::{ParentArgs, open_as_far_as_possible};
 pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
@@ -226,7 +228,7 @@ pub(crate) struct OpenArgs {
 }
 
 /// How to open an image whose contents are read.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ContentsArgs {
     #[command(flatten)]
     pub(crate) open: OpenArgs,
@@ -234,16 +236,19 @@ pub(crate) struct ContentsArgs {
     /// missing or half done.
     #[arg(long)]
     pub(crate) without_log: bool,
+    #[command(flatten)]
+    pub(crate) chain: ParentArgs,
 }
 
 impl ContentsArgs {
     /// The library's options.
-    pub(crate) fn options(self) -> OpenOptions {
-        OpenOptions::new().force_share(self.open.force_share).without_log(self.without_log)
+    pub(crate) fn options(&self) -> OpenOptions {
+        let options = OpenOptions::new().force_share(self.open.force_share);
+        self.chain.over(options.without_log(self.without_log))
     }
 
-    /// Opens an image; what was accepted on the user's word is said.
-    pub(crate) fn open(self, path: &Path) -> vhdxkit::Result<Image> {
+    /// Opens an image with its chain; what was accepted on the user's word is said.
+    pub(crate) fn open(&self, path: &Path) -> vhdxkit::Result<Image> {
         let image = self.options().open(path)?;
         warn(path, &image);
         Ok(image)
@@ -263,6 +268,11 @@ pub(crate) fn warn(path: &Path, image: &Image) {
 pub(crate) struct InfoArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
+    /// Tell of the parents, too, child first.
+    #[arg(long)]
+    pub(crate) chain: bool,
     /// Count the blocks even where that means reading a very large table.
     #[arg(long)]
     pub(crate) count_blocks: bool,

@@ -14,8 +14,8 @@ use crate::failure::exit;
 
 pub(crate) fn run(args: &CompareArgs, context: Context) -> anyhow::Result<ExitCode> {
     let options = args.open.options();
-    let a = Disk::open_with(&args.a, args.format_a.map(DiskFormat::from), options)?;
-    let b = Disk::open_with(&args.b, args.format_b.map(DiskFormat::from), options)?;
+    let a = Disk::open_with(&args.a, args.format_a.map(DiskFormat::from), &options)?;
+    let b = Disk::open_with(&args.b, args.format_b.map(DiskFormat::from), &options)?;
     for (path, disk) in [(&args.a, &a), (&args.b, &b)] {
         if let Disk::Vhdx(image) = disk {
             warn(path, image);

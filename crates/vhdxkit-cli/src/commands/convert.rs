@@ -103,7 +103,7 @@ fn judge(args: &ConvertArgs) -> anyhow::Result<Option<Metadata>> {
 
 fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
     let format = args.from.map(DiskFormat::from);
-    let disk = Disk::open_with(&args.source, format, args.open.options())?;
+    let disk = Disk::open_with(&args.source, format, &args.open.options())?;
     match &disk {
         Disk::Vhdx(image) => warn(&args.source, image),
         Disk::Raw { .. } => {}

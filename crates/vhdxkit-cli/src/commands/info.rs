@@ -3,26 +3,50 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use vhdxkit::Image;
 use vhdxkit::log::LogState;
-use vhdxkit::ops::inspect::{BlockCounts, count_blocks, open_to_inspect};
+use vhdxkit::ops::inspect::{BlockCounts, count_blocks};
+use vhdxkit::{Image, OpenOptions};
 
 use super::Context;
-use crate::args::InfoArgs;
+use crate::args::{InfoArgs, open_as_far_as_possible};
 use crate::console::{count, print_json, size};
 
 pub(crate) fn run(args: &InfoArgs, context: Context) -> anyhow::Result<()> {
     let path = &args.image.image;
-    let image = open_to_inspect(path, args.image.open.force_share)?;
-    let blocks = count_blocks(&image, args.count_blocks)?;
-    let path = path.display().to_string();
+    // A log that cannot be replayed is told, not refused.
+    let options = OpenOptions::new().force_share(args.image.open.force_share).without_log(true);
+    let (image, alone) = open_as_far_as_possible(args.parents.over(options), path)?;
+    let layers = if args.chain { usize::MAX } else { 1 };
+    let layers: Vec<&Image> = image.layers().take(layers).collect();
+    let counts = |image: &&Image| count_blocks(image, args.count_blocks);
+    let counts = layers.iter().map(counts).collect::<vhdxkit::Result<Vec<_>>>()?;
+    let each = || layers.iter().zip(&counts).map(|(image, blocks)| (*image, blocks.as_ref()));
     if context.json {
-        return print_json(&as_json(&path, &image, blocks.as_ref()));
+        let mut all: Vec<Value> = each().map(|(image, blocks)| as_json(image, blocks)).collect();
+        let mut first = all.first().cloned().unwrap_or_default();
+        if args.chain
+            && let Some(object) = first.as_object_mut()
+        {
+            object.insert("chain".to_owned(), Value::Array(std::mem::take(&mut all)));
+        }
+        return print_json(&first);
     }
-    print_text(&path, &image, blocks.as_ref())
+    for (image, blocks) in each() {
+        print_text(image, blocks)?;
+    }
+    if let Some(problem) = alone {
+        // Also what the parents' part of the chain would have told is missing.
+        writeln!(io::stdout(), "  parent: {problem}")?;
+    }
+    Ok(())
 }
 
-fn as_json(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> Value {
+fn path_of(image: &Image) -> String {
+    image.path().map(|path| path.display().to_string()).unwrap_or_default()
+}
+
+fn as_json(image: &Image, blocks: Option<&BlockCounts>) -> Value {
+    let path = path_of(image);
     let (geometry, header, log) = (image.geometry(), image.headers().current(), image.log());
     let blocks = blocks.map(|b| {
         json!({
@@ -41,7 +65,7 @@ fn as_json(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> Value {
             "relative_path": locator.get("relative_path"),
             "absolute_win32_path": locator.get("absolute_win32_path"),
             "volume_path": locator.get("volume_path"),
-            "resolved": null,
+            "resolved": image.parent().map(path_of),
         })
     });
     json!({
@@ -68,7 +92,8 @@ fn as_json(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> Value {
     })
 }
 
-fn print_text(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> anyhow::Result<()> {
+fn print_text(image: &Image, blocks: Option<&BlockCounts>) -> anyhow::Result<()> {
+    let path = path_of(image);
     let (geometry, header) = (image.geometry(), image.headers().current());
     let mut out = io::stdout().lock();
     writeln!(
@@ -108,6 +133,9 @@ fn print_text(path: &str, image: &Image, blocks: Option<&BlockCounts>) -> anyhow
             if let Some(path) = locator.get(key) {
                 line("", format!("{path} ({key})"))?;
             }
+        }
+        if let Some(parent) = image.parent() {
+            line("", format!("found: {}", path_of(parent)))?;
         }
     }
     for finding in image.findings().list() {

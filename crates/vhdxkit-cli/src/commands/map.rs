@@ -7,10 +7,14 @@ use serde_json::json;
 use vhdxkit::{Extent, Image};
 
 use super::Context;
-use crate::args::MapArgs;
+use crate::args::{MapArgs, open_as_far_as_possible, warn};
 
 pub(crate) fn run(args: &MapArgs, context: Context) -> anyhow::Result<()> {
-    let image = args.open.open(&args.image)?;
+    let (image, alone) = open_as_far_as_possible(args.open.options(), &args.image)?;
+    warn(&args.image, &image);
+    if let Some(problem) = alone {
+        eprintln!("warning: mapped without its parent: {problem}");
+    }
     let mut out = BufWriter::new(io::stdout().lock());
     let printed =
         if context.json { print_json(&image, &mut out) } else { print_text(&image, &mut out) };

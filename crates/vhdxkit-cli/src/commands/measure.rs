@@ -20,7 +20,7 @@ pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
         Some(bytes) => (CreateOptions::new(bytes), None),
         None => {
             let format = args.from.map(DiskFormat::from);
-            let disk = Disk::open_with(&args.source, format, args.open.options())?;
+            let disk = Disk::open_with(&args.source, format, &args.open.options())?;
             (options_for(&disk), Some(disk))
         }
     };

@@ -33,6 +33,13 @@ pub const MAX_OVERLAY_RANGES: usize = 1 << 20;
 pub const MAX_LOCATOR_PAIRS: u16 = 256;
 /// BAT bytes kept in memory per open image, 8 MiB: maps 1 TiB of 1 MiB blocks, or 32 TiB of 32 MiB blocks.
 pub const MAX_CACHED_BAT_BYTES: usize = 8 << 20;
+/// Sector bitmap bytes kept in memory per open image of a child, 2 MiB: those of 8 GiB of 512-byte sectors.
+pub const MAX_CACHED_BITMAP_BYTES: usize = 2 << 20;
+/// Images from a child to the disk without a parent, the child included. The format names no bound;
+/// Hyper-V's own chains are far shorter.
+pub const MAX_CHAIN_LENGTH: usize = 256;
+/// Files of a folder whose headers are looked at when a parent or children are searched for.
+pub const MAX_SEARCHED_FILES: usize = 10_000;
 /// BAT changes told per log entry; further ones are counted.
 pub const MAX_TOLD_CHANGES: usize = 1 << 16;
 /// Findings kept per code by `check`; further ones are counted.

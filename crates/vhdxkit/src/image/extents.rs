@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::format::bat::{ENTRY_LENGTH, PayloadState};
-use crate::map::{Block, Pin, block_bits, runs};
+use crate::map::{Block, Pin};
 use crate::view::geometry::BatSlot;
 use crate::{Error, Result};
 
@@ -57,9 +57,9 @@ pub struct Extent {
     pub length: u64,
     /// What it reads as.
     pub state: ExtentState,
-    /// Which file of the chain decides: 0 is this one, 1 its parent.
+    /// Which file of the chain decides: 0 is this one, 1 its parent. [`Image::layer`] gives it.
     pub depth: u32,
-    /// Where its bytes lie in the file, for [`ExtentState::Data`].
+    /// Where its bytes lie in that file, for [`ExtentState::Data`].
     pub file_offset: Option<u64>,
 }
 
@@ -82,15 +82,31 @@ impl Extent {
 
 /// The extents of a range, in order and without gaps; neighbours that belong together are one.
 pub struct Extents<'a> {
+    pieces: Pieces<'a>,
+    /// The last piece, which may still grow.
+    last: Option<Extent>,
+    failed: bool,
+}
+
+/// What one image of the chain says, before neighbours are joined.
+struct Pieces<'a> {
     image: &'a Image,
+    depth: u32,
     next_block: u64,
     range: Range<u64>,
-    ready: VecDeque<Extent>,
-    failed: bool,
+    ready: VecDeque<Piece>,
+    /// The parent's pieces of a range that this image leaves to it.
+    below: Option<Box<Pieces<'a>>>,
     /// File range of the BAT that is known to hold data, so that its holes are looked for once.
     bat_data: Range<u64>,
     /// What was given out stays where it is.
     _pin: Option<Pin<'a>>,
+}
+
+enum Piece {
+    Known(Extent),
+    /// A range that the parent decides.
+    Below(Range<u64>),
 }
 
 impl Image {
@@ -107,21 +123,64 @@ impl Image {
     /// ```
     #[must_use]
     pub fn extents(&self, range: Range<u64>) -> Extents<'_> {
-        let end = range.end.min(self.virtual_size());
-        let start = range.start.min(end);
-        Extents {
-            image: self,
-            next_block: self.geometry.block_of(start),
-            range: start..end,
-            ready: VecDeque::new(),
-            failed: false,
-            bat_data: 0..0,
-            _pin: self.pin(),
-        }
+        Extents { pieces: Pieces::new(self, 0, range), last: None, failed: false }
     }
 }
 
-impl Extents<'_> {
+impl<'a> Pieces<'a> {
+    fn new(image: &'a Image, depth: u32, range: Range<u64>) -> Self {
+        let end = range.end.min(image.virtual_size());
+        let start = range.start.min(end);
+        Self {
+            image,
+            depth,
+            next_block: image.geometry.block_of(start),
+            range: start..end,
+            ready: VecDeque::new(),
+            below: None,
+            bat_data: 0..0,
+            _pin: image.pin(),
+        }
+    }
+
+    /// The next piece, of this image or of one below it.
+    fn next(&mut self) -> Result<Option<Extent>> {
+        loop {
+            if let Some(below) = &mut self.below {
+                if let Some(extent) = below.next()? {
+                    return Ok(Some(extent));
+                }
+                self.below = None;
+            }
+            match self.ready.pop_front() {
+                Some(Piece::Known(extent)) => return Ok(Some(extent)),
+                Some(Piece::Below(range)) => self.descend(range),
+                None if self.is_at_end() => return Ok(None),
+                None => self.advance()?,
+            }
+        }
+    }
+
+    /// Leaves a range to the parent.
+    fn descend(&mut self, range: Range<u64>) {
+        let depth = self.depth.saturating_add(1);
+        let known = |range: Range<u64>, state| {
+            let length = range.end.saturating_sub(range.start);
+            Piece::Known(Extent { start: range.start, length, state, depth, file_offset: None })
+        };
+        let Some(parent) = self.image.parent() else {
+            return self.ready.push_front(known(range, ExtentState::ParentMissing));
+        };
+        let there = range.end.min(parent.virtual_size()).max(range.start);
+        if there < range.end {
+            // A child that is larger than its parent.
+            self.ready.push_front(known(there..range.end, ExtentState::NotPresent));
+        }
+        if range.start < there {
+            self.below = Some(Box::new(Pieces::new(parent, depth, range.start..there)));
+        }
+    }
+
     /// The first block whose BAT entry may be anything but zero: a hole of the file in the BAT means
     /// that nothing was ever stored for its blocks. Disks of many tebibytes are mostly that.
     fn end_of_hole(&mut self) -> Result<u64> {
@@ -160,12 +219,7 @@ impl Extents<'_> {
         if after_hole > self.next_block {
             let start = geometry.block_start(self.next_block).max(self.range.start);
             let end = geometry.block_start(after_hole).min(self.range.end);
-            let (state, depth) = match geometry.is_differencing() {
-                true => (ExtentState::ParentMissing, 1),
-                false => (ExtentState::NotPresent, 0),
-            };
-            let length = end.saturating_sub(start);
-            self.push(Extent { start, length, state, depth, file_offset: None });
+            self.push(start..end, PayloadState::NotPresent);
             self.next_block = after_hole;
             return Ok(());
         }
@@ -173,31 +227,13 @@ impl Extents<'_> {
         let start = geometry.block_start(block);
         let whole = start..start.saturating_add(geometry.used_bytes(block));
         let wanted = whole.start.max(self.range.start)..whole.end.min(self.range.end);
-        let piece = |state, depth, file_offset: Option<u64>| Extent {
-            start: wanted.start,
-            length: wanted.end.saturating_sub(wanted.start),
-            state,
-            depth,
-            file_offset: file_offset
-                .map(|at| at.saturating_add(wanted.start.saturating_sub(start))),
-        };
         match self.image.block(block)? {
             Block::Present { file_offset } => {
-                self.push(piece(ExtentState::Data, 0, Some(file_offset)));
+                let within = wanted.start.saturating_sub(start);
+                self.push_data(wanted, file_offset.saturating_add(within));
             }
             Block::Partial { file_offset } => self.push_partial(block, file_offset, &wanted)?,
-            Block::Absent(PayloadState::NotPresent) if geometry.is_differencing() => {
-                self.push(piece(ExtentState::ParentMissing, 1, None));
-            }
-            Block::Absent(state) => {
-                let state = match state {
-                    PayloadState::Zero => ExtentState::Zero,
-                    PayloadState::Unmapped => ExtentState::Unmapped,
-                    PayloadState::Undefined => ExtentState::Undefined,
-                    _ => ExtentState::NotPresent,
-                };
-                self.push(piece(state, 0, None));
-            }
+            Block::Absent(state) => self.push(wanted, state),
         }
         self.next_block = block.saturating_add(1);
         Ok(())
@@ -206,43 +242,65 @@ impl Extents<'_> {
     fn push_partial(&mut self, block: u64, file_offset: u64, wanted: &Range<u64>) -> Result<()> {
         let image = self.image;
         let geometry = image.geometry();
-        let chunk = geometry.chunk_of(block);
-        let raw = image.bat.entry(geometry.bitmap_index(chunk))?;
-        let bitmap = image.rules.bitmap(chunk, raw)?;
-        let bitmap = bitmap.ok_or_else(|| image.rules.partial_without_bitmap(block))?;
-        let bits = block_bits(&*image.storage, geometry, bitmap, block)?;
         let sector = u64::from(geometry.logical_sector_size());
-        let block_start = geometry.block_start(block);
-        for run in runs(&bits) {
-            let first = block_start.saturating_add(run.first.saturating_mul(sector));
-            let start = first.max(wanted.start);
-            let end = first.saturating_add(run.count.saturating_mul(sector)).min(wanted.end);
-            if start >= end {
-                continue;
+        let (block_start, first) =
+            (geometry.block_start(block), geometry.first_sector_in_chunk(block));
+        let sectors =
+            |at: u64| at.saturating_sub(block_start).checked_div(sector).unwrap_or_default();
+        let last = wanted.end.saturating_sub(1);
+        let bits = first.saturating_add(sectors(wanted.start))
+            ..first.saturating_add(sectors(last)).saturating_add(1);
+        for run in image.bitmaps.runs(image.bitmap_of(block)?, bits)? {
+            let at = |bit: u64| {
+                block_start.saturating_add(bit.saturating_sub(first).saturating_mul(sector))
+            };
+            let range =
+                at(run.sectors.start).max(wanted.start)..at(run.sectors.end).min(wanted.end);
+            match run.present {
+                true => {
+                    let within = range.start.saturating_sub(block_start);
+                    self.push_data(range, file_offset.saturating_add(within));
+                }
+                false => self.ready.push_back(Piece::Below(range)),
             }
-            let within = start.saturating_sub(block_start);
-            self.push(Extent {
-                start,
-                length: end.saturating_sub(start),
-                state: if run.present { ExtentState::Data } else { ExtentState::ParentMissing },
-                depth: u32::from(!run.present),
-                file_offset: run.present.then(|| file_offset.saturating_add(within)),
-            });
         }
         Ok(())
     }
 
-    fn push(&mut self, extent: Extent) {
-        match self.ready.back_mut() {
-            Some(last) if last.continues_in(&extent) => {
-                last.length = last.length.saturating_add(extent.length);
+    fn push_data(&mut self, range: Range<u64>, file_offset: u64) {
+        self.ready.push_back(Piece::Known(Extent {
+            start: range.start,
+            length: range.end.saturating_sub(range.start),
+            state: ExtentState::Data,
+            depth: self.depth,
+            file_offset: Some(file_offset),
+        }));
+    }
+
+    /// What a block without contents in this file reads as.
+    fn push(&mut self, range: Range<u64>, state: PayloadState) {
+        let state = match state {
+            PayloadState::NotPresent if self.image.geometry().is_differencing() => {
+                return self.ready.push_back(Piece::Below(range));
             }
-            _ => self.ready.push_back(extent),
-        }
+            PayloadState::Zero => ExtentState::Zero,
+            PayloadState::Unmapped => ExtentState::Unmapped,
+            PayloadState::Undefined => ExtentState::Undefined,
+            _ => ExtentState::NotPresent,
+        };
+        let (start, length) = (range.start, range.end.saturating_sub(range.start));
+        let depth = self.depth;
+        self.ready.push_back(Piece::Known(Extent {
+            start,
+            length,
+            state,
+            depth,
+            file_offset: None,
+        }));
     }
 
     fn is_at_end(&self) -> bool {
-        self.failed || self.image.geometry().block_start(self.next_block) >= self.range.end
+        self.image.geometry().block_start(self.next_block) >= self.range.end
     }
 }
 
@@ -250,14 +308,27 @@ impl Iterator for Extents<'_> {
     type Item = Result<Extent>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // The last one ready may still grow.
-        while self.ready.len() < 2 && !self.is_at_end() {
-            if let Err(error) = self.advance() {
-                self.failed = true;
-                self.ready.clear();
-                return Some(Err(error));
+        while !self.failed {
+            match self.pieces.next() {
+                Ok(Some(extent)) if extent.length == 0 => {}
+                Ok(Some(extent)) => match &mut self.last {
+                    Some(last) if last.continues_in(&extent) => {
+                        last.length = last.length.saturating_add(extent.length);
+                    }
+                    last => {
+                        if let Some(done) = last.replace(extent) {
+                            return Some(Ok(done));
+                        }
+                    }
+                },
+                Ok(None) => break,
+                Err(error) => {
+                    self.failed = true;
+                    self.last = None;
+                    return Some(Err(error));
+                }
             }
         }
-        self.ready.pop_front().map(Ok)
+        self.last.take().map(Ok)
     }
 }

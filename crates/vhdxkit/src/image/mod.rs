@@ -12,13 +12,13 @@ mod open;
 mod read;
 mod write;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::Result;
 use crate::findings::Findings;
 use crate::log::Log;
-use crate::map::{Bat, EntryRules, Pin};
+use crate::map::{Bat, Bitmap, Bitmaps, EntryRules, Pin};
 use crate::storage::Storage;
 use crate::view::geometry::Geometry;
 use crate::view::headers::HeaderPair;
@@ -30,14 +30,14 @@ pub use create::CreateOptions;
 pub use cursor::Cursor;
 pub use extents::{Extent, ExtentState, Extents};
 pub(crate) use layout::Layout;
-pub use open::OpenOptions;
-pub(crate) use open::{DirtyLog, Recovered, open, read_image_parts};
+pub(crate) use open::{DirtyLog, Recovered, open_layer, open_layer_for_writing, read_image_parts};
 use write::Writer;
 pub use write::{ResizeReport, Shrink};
 
 /// An open VHDX disk.
 ///
-/// Everything takes `&self`, and reads from many threads do not wait for each other. Opening for
+/// Everything takes `&self`, and reads from many threads do not wait for each other. A child whose parent
+/// is open reads as one disk with it. Opening for
 /// reading never changes the file: a log that needs replay is replayed in memory.
 ///
 /// ```
@@ -58,20 +58,26 @@ pub struct Image {
     geometry: Geometry,
     rules: EntryRules,
     bat: Bat,
+    bitmaps: Bitmaps,
     locator: Option<ParentLocator>,
+    /// Where it was opened from, if that was a file.
+    path: Option<PathBuf>,
+    /// Of a child, where the parent was asked for and found.
+    parent: Option<Box<Image>>,
     findings: Findings,
     /// When it is open for writing.
     writer: Option<Writer>,
 }
 
 impl Image {
-    /// Opens the VHDX file at `path` for reading.
-    ///
-    /// # Errors
-    /// [`Error::kind`](crate::Error::kind) tells them apart: not a VHDX file, corrupt, an
-    /// unsupported feature, locked by a writer, a log that cannot be replayed, or an I/O error.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        OpenOptions::new().open(path)
+    /// The same image, known to lie in this file.
+    pub(crate) fn at(self, path: &Path) -> Self {
+        Self { path: Some(path.to_path_buf()), ..self }
+    }
+
+    /// The same image, read over its parent.
+    pub(crate) fn over(self, parent: Self) -> Self {
+        Self { parent: Some(Box::new(parent)), ..self }
     }
 
     fn writer(&self) -> Result<&Writer> {
@@ -138,6 +144,34 @@ impl Image {
         self.locator.as_ref()
     }
 
+    /// The path that it was opened by; `None` for an image on a storage of the caller's.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The parent of a child, open for reading; `None` while it was not asked for
+    /// ([`OpenOptions::parents`](crate::OpenOptions::parents)).
+    #[must_use]
+    pub fn parent(&self) -> Option<&Image> {
+        self.parent.as_deref()
+    }
+
+    /// The image at a depth of the chain: 0 is this one, 1 its parent.
+    #[must_use]
+    pub fn layer(&self, depth: u32) -> Option<&Image> {
+        let mut image = self;
+        for _ in 0..depth {
+            image = image.parent()?;
+        }
+        Some(image)
+    }
+
+    /// This image and its parents, as far as they are open.
+    pub fn layers(&self) -> impl Iterator<Item = &Image> {
+        std::iter::successors(Some(self), |image| image.parent())
+    }
+
     /// What opening noticed without having to refuse the file.
     #[must_use]
     pub fn findings(&self) -> &Findings {
@@ -161,6 +195,15 @@ impl Image {
         }
         let raw = self.bat_entry(self.geometry.bitmap_index(chunk))?;
         Ok(self.rules_now().bitmap(chunk, raw)?)
+    }
+
+    /// The sector bitmap of a partially present block.
+    fn bitmap_of(&self, block: u64) -> Result<Bitmap> {
+        let chunk = self.geometry.chunk_of(block);
+        match self.sector_bitmap(chunk)? {
+            Some(file_offset) => Ok(Bitmap { chunk, file_offset }),
+            None => Err(self.rules.partial_without_bitmap(block).into()),
+        }
     }
 
     /// The BAT entry at `index`, as stored.

@@ -3,116 +3,24 @@
 //! The types carry the trust. [`HeaderPair`] may be read from any file. Regions, metadata and BAT
 //! are read from [`Recovered`] storage only, which can be had only by way of the log.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::defect::Defect;
-use crate::error::Repr;
 use crate::findings::Findings;
 use crate::format::GuidSource;
 use crate::format::metadata::PARENT_LOCATOR;
 use crate::log::{Log, LogState};
-use crate::map::{Bat, EntryRules};
-use crate::storage::{FileStorage, OpenMode, Storage, StorageExt};
+use crate::map::{Bat, Bitmaps, EntryRules};
+use crate::storage::{Storage, StorageExt};
 use crate::view::geometry::Geometry;
 use crate::view::headers::HeaderPair;
 use crate::view::locator::ParentLocator;
 use crate::view::metadata::MetadataTable;
 use crate::view::regions::{RegionMap, judge_inside};
-use crate::{Error, Result, map};
+use crate::{Result, map};
 
 use super::Image;
 use super::write::Writer;
-
-/// How to open an image.
-///
-/// ```
-/// let image = vhdxkit::OpenOptions::new().force_share(true).open("../../testdata/clean.vhdx")?;
-/// # Ok::<(), vhdxkit::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OpenOptions {
-    write: bool,
-    force_share: bool,
-    without_log: bool,
-    seed: Option<u64>,
-}
-
-impl OpenOptions {
-    /// For reading, refusing an image that somebody writes.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Opens the image for writing as well: nobody else may have it open, and a pending log is
-    /// replayed in the file. Nothing else is changed before the first write.
-    ///
-    /// Differencing disks cannot be written yet.
-    #[must_use]
-    pub fn write(mut self, yes: bool) -> Self {
-        self.write = yes;
-        self
-    }
-
-    /// Takes GUIDs and log sequence numbers from this seed, so that the same writes make the same
-    /// bytes. For tests: two sessions with one seed cannot be told apart by their GUIDs.
-    #[must_use]
-    pub fn reproducible(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
-    /// Reads the image although another process may be writing it. What is read may then be
-    /// half-changed.
-    #[must_use]
-    pub fn force_share(mut self, yes: bool) -> Self {
-        self.force_share = yes;
-        self
-    }
-
-    /// Accepts a log that cannot be replayed (no active sequence, or the file was cut off), and reads
-    /// the file as it lies on disk. A log that can be replayed is replayed all the same.
-    ///
-    /// What the last writer changed may then be missing or half done, and nothing says where; the
-    /// format forbids it, so it takes the user's word. [`Image::findings`] says what was accepted.
-    #[must_use]
-    pub fn without_log(mut self, yes: bool) -> Self {
-        self.without_log = yes;
-        self
-    }
-
-    /// Opens the file at `path`.
-    ///
-    /// # Errors
-    /// As [`Image::open`].
-    pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
-        let path = path.as_ref();
-        let mode = match self.write {
-            true => OpenMode::ReadWrite,
-            false => OpenMode::ReadOnly { force_share: self.force_share },
-        };
-        FileStorage::open(path, mode)
-            .and_then(|file| self.open_storage(Arc::new(file)))
-            .map_err(|e| e.in_file(path))
-    }
-
-    pub(crate) fn shares(self) -> bool {
-        self.force_share
-    }
-
-    /// Opens an image that lies on any storage.
-    ///
-    /// # Errors
-    /// As [`Image::open`], but for locks, which are the storage's affair.
-    pub fn open_storage(&self, file: Arc<dyn Storage>) -> Result<Image> {
-        if self.write {
-            return open_for_writing(file, GuidSource::from_seed(self.seed));
-        }
-        let policy = if self.without_log { DirtyLog::MayBeInvalid } else { DirtyLog::MustReplay };
-        open(file, policy)
-    }
-}
 
 /// What to do about a log that cannot be replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,23 +151,23 @@ fn judge_bat_region(
     judge_inside(&bat, needed, file_size, findings)
 }
 
-pub(crate) fn open(file: Arc<dyn Storage>, policy: DirtyLog) -> Result<Image> {
+/// Opens one image for reading, whatever it is a child of.
+pub(crate) fn open_layer(file: Arc<dyn Storage>, policy: DirtyLog) -> Result<Image> {
     let mut findings = Findings::strict();
     let recovered = Recovered::read(file, policy, &mut findings)?;
     assemble(recovered, findings)
 }
 
-fn open_for_writing(file: Arc<dyn Storage>, guids: GuidSource) -> Result<Image> {
+/// Opens one image for writing, whatever it is a child of.
+pub(crate) fn open_layer_for_writing(file: Arc<dyn Storage>, guids: GuidSource) -> Result<Image> {
     let mut findings = Findings::strict();
     let (recovered, replayed) = Recovered::in_place(Arc::clone(&file), &guids, &mut findings)?;
     let headers = recovered.headers.clone();
     let image = assemble(recovered, findings)?;
-    if image.geometry.is_differencing() {
-        return Err(Error::new(Repr::ParentNeeded { what: "writing to a differencing disk" }));
-    }
     let writer = Writer::new(file, headers, guids, replayed)?;
     let bat = image.bat.over(Arc::clone(writer.sectors()));
-    Ok(Image { bat, writer: Some(writer), ..image })
+    let bitmaps = image.bitmaps.over(Arc::clone(writer.sectors()));
+    Ok(Image { bat, bitmaps, writer: Some(writer), ..image })
 }
 
 /// From a recovered file to an image that can be read.
@@ -274,6 +182,7 @@ fn assemble(recovered: Recovered, mut findings: Findings) -> Result<Image> {
     let bat_offset = parts.regions.bat().offset;
     let rules = EntryRules { geometry, bat_offset, file_size: storage.length()? };
     let bat = map::Bat::new(Arc::clone(&storage), bat_offset, geometry.bat_entries());
+    let bitmaps = Bitmaps::new(Arc::clone(&storage), &geometry);
     Ok(Image {
         storage,
         file_size,
@@ -284,7 +193,10 @@ fn assemble(recovered: Recovered, mut findings: Findings) -> Result<Image> {
         geometry,
         rules,
         bat,
+        bitmaps,
         locator: parts.locator,
+        path: None,
+        parent: None,
         findings,
         writer: None,
     })

@@ -10,11 +10,11 @@ use super::Image;
 
 impl Image {
     /// Reads `buf.len()` bytes of the virtual disk from byte `offset` on. Any alignment; blocks that
-    /// hold nothing read as zeros.
+    /// hold nothing read as zeros, and what a child does not hold as its parent's bytes.
     ///
     /// # Errors
     /// The range reaches beyond the end of the disk; a block in it is damaged (the error names it);
-    /// the disk is a child and the range shows its parent; reading the file fails. Then the
+    /// the disk is a child, the range shows its parent, and that is not open; reading the file fails. Then the
     /// contents of `buf` are unspecified.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.require_inside(offset, u64::try_from(buf.len()).unwrap_or(u64::MAX))?;
@@ -38,17 +38,58 @@ impl Image {
             Block::Present { file_offset } => {
                 self.storage.read_exact_at(file_offset.saturating_add(within), buf)
             }
-            Block::Partial { .. } => {
-                Err(parent_needed("part of this block lies in the disk's parent"))
-            }
+            Block::Partial { file_offset } => self.read_partial(block, file_offset, within, buf),
             Block::Absent(PayloadState::NotPresent) if self.geometry.is_differencing() => {
-                Err(parent_needed("this block lies in the disk's parent"))
+                let at = self.geometry.block_start(block).saturating_add(within);
+                self.read_below(at, buf)
             }
             Block::Absent(_) => {
                 buf.fill(0);
                 Ok(())
             }
         }
+    }
+
+    /// Sectors that the bitmap names come from the block, the others from the parent.
+    fn read_partial(
+        &self,
+        block: u64,
+        file_offset: u64,
+        within: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let bitmap = self.bitmap_of(block)?;
+        let sector = u64::from(self.geometry.logical_sector_size());
+        let first = self.geometry.first_sector_in_chunk(block);
+        let end = within.saturating_add(u64::try_from(buf.len()).unwrap_or(u64::MAX));
+        let wanted = first.saturating_add(within.checked_div(sector).unwrap_or_default())
+            ..first.saturating_add(end.div_ceil(sector));
+        let (mut at, mut rest) = (within, buf);
+        for run in self.bitmaps.runs(bitmap, wanted)? {
+            let run_end = run.sectors.end.saturating_sub(first).saturating_mul(sector).min(end);
+            let length = usize::try_from(run_end.saturating_sub(at)).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at_mut(length.min(rest.len()));
+            match run.present {
+                true => self.storage.read_exact_at(file_offset.saturating_add(at), now)?,
+                false => {
+                    self.read_below(self.geometry.block_start(block).saturating_add(at), now)?
+                }
+            }
+            (at, rest) = (run_end, later);
+        }
+        Ok(())
+    }
+
+    /// Reads from the parent. Where a child is larger than that there are zeros (MS-VHDX leaves it open).
+    fn read_below(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let Some(parent) = &self.parent else {
+            return Err(Error::parent_needed("what is read here"));
+        };
+        let there = parent.virtual_size().saturating_sub(at);
+        let there = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
+        let (now, beyond) = buf.split_at_mut(there);
+        beyond.fill(0);
+        if now.is_empty() { Ok(()) } else { parent.read_at(at, now) }
     }
 
     /// Where a payload block lies.
@@ -67,8 +108,4 @@ impl Image {
             }
         }
     }
-}
-
-fn parent_needed(what: &'static str) -> Error {
-    Error::new(Repr::ParentNeeded { what })
 }

@@ -1,94 +1,246 @@
 //! Sector bitmaps of differencing disks (MS-VHDX 2.5.2): which sectors of a partially present block
 //! lie in this file.
+//!
+//! One sector bitmap block describes a *chunk* of 2^23 sectors, one bit each, least significant bit
+//! first, set when the sector lies in this file. The bits are read through a cache like the BAT's, and
+//! looked at 64 at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::Result;
+use crate::format::bat::SECTORS_PER_BITMAP;
+use crate::format::limits::MAX_CACHED_BITMAP_BYTES;
 use crate::storage::{Storage, StorageExt};
 use crate::view::geometry::Geometry;
 
-/// The bits of one block: one per logical sector, least significant bit first, set when the sector
-/// lies in this file. At most 64 KiB.
-pub(crate) fn block_bits(
-    storage: &dyn Storage,
-    geometry: &Geometry,
-    bitmap_offset: u64,
-    block: u64,
-) -> Result<Vec<u8>> {
-    let bits = u64::from(geometry.block_size())
-        .checked_div(u64::from(geometry.logical_sector_size()))
-        .unwrap_or_default();
-    let bytes = bits / 8;
-    let within = block.checked_rem(geometry.chunk_ratio()).unwrap_or_default();
-    let mut buf = vec![0; usize::try_from(bytes).unwrap_or_default()];
-    let offset = bitmap_offset.saturating_add(within.saturating_mul(bytes));
-    storage.read_exact_at(offset, &mut buf)?;
-    Ok(buf)
+use super::pages::{PAGE, Pages, WORDS};
+use super::sectors::Sectors;
+
+/// Sectors that a word of a bitmap describes.
+const WORD: u64 = 64;
+/// Sectors that a 4 KiB page describes.
+const SECTORS_PER_PAGE: u64 = WORDS * WORD;
+const PAGES_PER_CHUNK: u64 = SECTORS_PER_BITMAP / SECTORS_PER_PAGE;
+
+/// A chunk and where its bitmap block lies in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bitmap {
+    pub(crate) chunk: u64,
+    pub(crate) file_offset: u64,
 }
 
-/// Sectors that share a bit value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Sectors that share a bit value: their numbers within the chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BitRun {
-    pub(crate) first: u64,
-    pub(crate) count: u64,
+    pub(crate) sectors: Range<u64>,
     pub(crate) present: bool,
 }
 
-/// The runs of equal bits, in order, found 64 bits at a time.
-pub(crate) fn runs(bits: &[u8]) -> Vec<BitRun> {
-    let mut runs: Vec<BitRun> = Vec::new();
-    let mut first = 0u64;
-    for raw in bits.chunks(8) {
-        let mut word = [0; 8];
-        for (to, from) in word.iter_mut().zip(raw) {
-            *to = *from;
-        }
-        let mut word = u64::from_le_bytes(word);
-        let mut left = u32::try_from(raw.len()).unwrap_or(0).saturating_mul(8);
-        while left > 0 {
-            let present = word & 1 == 1;
-            let same = if present { word.trailing_ones() } else { word.trailing_zeros() };
-            let count = same.min(left);
-            push(&mut runs, BitRun { first, count: u64::from(count), present });
-            first = first.saturating_add(u64::from(count));
-            word = word.checked_shr(count).unwrap_or_default();
-            left = left.saturating_sub(count);
-        }
-    }
-    runs
+/// The sector bitmaps of one image.
+pub(crate) struct Bitmaps {
+    storage: Arc<dyn Storage>,
+    /// Of an image that is written: pages that are newer than the file's.
+    sectors: Option<Arc<Sectors>>,
+    pages: Pages,
 }
 
-fn push(runs: &mut Vec<BitRun>, run: BitRun) {
-    match runs.last_mut() {
-        Some(last) if last.present == run.present => {
-            last.count = last.count.saturating_add(run.count);
+impl Bitmaps {
+    /// Those of a disk. Reads nothing yet.
+    pub(crate) fn new(storage: Arc<dyn Storage>, geometry: &Geometry) -> Self {
+        let chunks = if geometry.is_differencing() { geometry.chunks() } else { 0 };
+        let pages = Pages::new(chunks.saturating_mul(PAGES_PER_CHUNK), MAX_CACHED_BITMAP_BYTES);
+        Self { storage, sectors: None, pages }
+    }
+
+    /// The same, of an image that is written.
+    pub(crate) fn over(self, sectors: Arc<Sectors>) -> Self {
+        Self { sectors: Some(sectors), ..self }
+    }
+
+    /// The runs of equal bits among `wanted` sectors of a chunk, in order and without gaps.
+    pub(crate) fn runs(&self, bitmap: Bitmap, wanted: Range<u64>) -> Result<Vec<BitRun>> {
+        let mut runs: Vec<BitRun> = Vec::new();
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let word = self.word(bitmap, at / WORD)?;
+            let end = (at / WORD).saturating_add(1).saturating_mul(WORD).min(wanted.end);
+            push_word(&mut runs, word, at..end);
+            at = end;
         }
-        _ => runs.push(run),
+        Ok(runs)
+    }
+
+    /// Whether all the bits of `wanted` sectors are set.
+    pub(crate) fn all_set(&self, bitmap: Bitmap, wanted: Range<u64>) -> Result<bool> {
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let end = (at / WORD).saturating_add(1).saturating_mul(WORD).min(wanted.end);
+            let mask = mask(at..end);
+            if self.word(bitmap, at / WORD)? & mask != mask {
+                return Ok(false);
+            }
+            at = end;
+        }
+        Ok(true)
+    }
+
+    /// Makes the bits of `wanted` sectors what `present` says. Readers see it at once, word by word.
+    ///
+    /// Two changes must not run at once: the caller holds the lock of the mapping.
+    pub(crate) fn set(&self, bitmap: Bitmap, wanted: Range<u64>, present: bool) -> Result<()> {
+        let Some(sectors) = &self.sectors else {
+            return Err(crate::Error::invalid("the image is open for reading"));
+        };
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let page = at / SECTORS_PER_PAGE;
+            let end = page.saturating_add(1).saturating_mul(SECTORS_PER_PAGE).min(wanted.end);
+            let mut changed = Vec::new();
+            let mut word = at / WORD;
+            while word.saturating_mul(WORD) < end {
+                let first = word.saturating_mul(WORD);
+                let part = first.max(at)..first.saturating_add(WORD).min(end);
+                let (old, mask) = (self.word(bitmap, word)?, mask(part));
+                let new = if present { old | mask } else { old & !mask };
+                if new != old {
+                    changed.push((word, new));
+                }
+                word = word.saturating_add(1);
+            }
+            at = end;
+            if changed.is_empty() {
+                continue;
+            }
+            sectors.change(page_offset(bitmap, page), |bytes| {
+                for &(word, new) in &changed {
+                    if let Some(place) = bytes.chunks_exact_mut(8).nth(slot_of(word)) {
+                        place.copy_from_slice(&new.to_le_bytes());
+                    }
+                }
+            })?;
+            for (word, new) in changed {
+                self.pages.replace(page_number(bitmap, page), slot_of(word), new);
+            }
+        }
+        Ok(())
+    }
+
+    /// 64 bits of a chunk: word number `word`.
+    fn word(&self, bitmap: Bitmap, word: u64) -> Result<u64> {
+        let page = word / WORDS;
+        let offset = page_offset(bitmap, page);
+        self.pages.word(page_number(bitmap, page), slot_of(word), |bytes| match &self.sectors {
+            Some(sectors) => sectors.read(offset, bytes),
+            None => self.storage.read_zero_filled(offset, bytes).map(|_| ()),
+        })
+    }
+}
+
+fn page_offset(bitmap: Bitmap, page: u64) -> u64 {
+    let bytes = u64::try_from(PAGE).unwrap_or_default();
+    bitmap.file_offset.saturating_add(page.saturating_mul(bytes))
+}
+
+/// The number of a page among those of all chunks.
+fn page_number(bitmap: Bitmap, page: u64) -> u64 {
+    bitmap.chunk.saturating_mul(PAGES_PER_CHUNK).saturating_add(page)
+}
+
+fn slot_of(word: u64) -> usize {
+    usize::try_from(word % WORDS).unwrap_or_default()
+}
+
+/// The bits of these sectors, which share a word.
+fn mask(sectors: Range<u64>) -> u64 {
+    let count = u32::try_from(sectors.end.saturating_sub(sectors.start)).unwrap_or(64);
+    let ones = u64::MAX.checked_shr(64u32.saturating_sub(count)).unwrap_or_default();
+    ones.checked_shl(low(sectors.start)).unwrap_or_default()
+}
+
+fn low(sector: u64) -> u32 {
+    u32::try_from(sector % WORD).unwrap_or_default()
+}
+
+/// Appends the runs among the bits of these sectors, which share a word.
+fn push_word(runs: &mut Vec<BitRun>, word: u64, sectors: Range<u64>) {
+    let mut word = word.checked_shr(low(sectors.start)).unwrap_or_default();
+    let mut at = sectors.start;
+    while at < sectors.end {
+        let present = word & 1 == 1;
+        let same = if present { word.trailing_ones() } else { word.trailing_zeros() };
+        let end = at.saturating_add(u64::from(same.max(1))).min(sectors.end);
+        word = word.checked_shr(same).unwrap_or_default();
+        match runs.last_mut() {
+            Some(last) if last.present == present => last.sectors.end = end,
+            _ => runs.push(BitRun { sectors: at..end, present }),
+        }
+        at = end;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::MemoryStorage;
     use proptest::prelude::*;
+
+    const HERE: Bitmap = Bitmap { chunk: 0, file_offset: 0 };
+
+    fn bitmaps(bytes: Vec<u8>) -> Bitmaps {
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(bytes));
+        let sectors = Some(Arc::new(Sectors::new(Arc::clone(&storage))));
+        Bitmaps { storage, sectors, pages: Pages::new(256, 1 << 20) }
+    }
+
+    fn flat(runs: &[BitRun]) -> Vec<bool> {
+        runs.iter().flat_map(|r| r.sectors.clone().map(|_| r.present)).collect()
+    }
 
     #[test]
     fn bits_count_from_the_least_significant() {
-        let run = |first, count, present| BitRun { first, count, present };
-        assert_eq!(runs(&[0b0000_0110]), [run(0, 1, false), run(1, 2, true), run(3, 5, false)]);
-        assert_eq!(runs(&[0xFF; 512]), [run(0, 4096, true)]);
-        assert_eq!(runs(&[0; 32]), [run(0, 256, false)]);
-        assert_eq!(runs(&[]), []);
+        let run = |sectors, present| BitRun { sectors, present };
+        let few = bitmaps(vec![0b0000_0110]);
+        assert_eq!(
+            few.runs(HERE, 0..8).unwrap(),
+            [run(0..1, false), run(1..3, true), run(3..8, false)]
+        );
+        assert_eq!(few.runs(HERE, 2..3).unwrap(), [run(2..3, true)]);
+        assert_eq!(few.runs(HERE, 3..3).unwrap(), []);
+        assert!(few.all_set(HERE, 1..3).unwrap() && !few.all_set(HERE, 0..3).unwrap());
+        let full = bitmaps(vec![0xFF; 5000]);
+        assert_eq!(full.runs(HERE, 0..40_000).unwrap(), [run(0..40_000, true)]);
+        assert!(full.all_set(HERE, 7..39_999).unwrap());
     }
 
     proptest! {
         #[test]
-        fn runs_say_the_same_as_the_bits(bits in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let runs = runs(&bits);
-            let flat: Vec<bool> =
-                runs.iter().flat_map(|run| vec![run.present; run.count as usize]).collect();
-            let one_by_one: Vec<bool> =
-                (0..bits.len() * 8).map(|i| bits[i / 8] >> (i % 8) & 1 == 1).collect();
-            prop_assert_eq!(flat, one_by_one);
+        fn runs_say_the_same_as_the_bits(
+            bits in proptest::collection::vec(any::<u8>(), 1..80),
+            from in 0..640u64,
+            count in 0..640u64,
+        ) {
+            let end = (bits.len() as u64 * 8).min(from + count);
+            let from = from.min(end);
+            let runs = bitmaps(bits.clone()).runs(HERE, from..end).unwrap();
+            let one_by_one: Vec<bool> = (from as usize..end as usize)
+                .map(|i| bits[i / 8] >> (i % 8) & 1 == 1)
+                .collect();
+            prop_assert_eq!(flat(&runs), one_by_one);
             prop_assert!(runs.windows(2).all(|pair| pair[0].present != pair[1].present));
+        }
+
+        #[test]
+        fn what_was_set_reads_back_and_the_rest_stays(
+            ranges in proptest::collection::vec((0..70_000u64, 0..40_000u64, any::<bool>()), 1..6),
+        ) {
+            let maps = bitmaps(vec![0b1010_0101; 16 << 10]);
+            let mut model: Vec<bool> = (0..131_072).map(|i| 0b1010_0101 >> (i % 8) & 1 == 1).collect();
+            for (from, count, present) in ranges {
+                maps.set(HERE, from..from + count, present).unwrap();
+                model[from as usize..(from + count) as usize].fill(present);
+            }
+            prop_assert_eq!(flat(&maps.runs(HERE, 0..131_072).unwrap()), model);
         }
     }
 }

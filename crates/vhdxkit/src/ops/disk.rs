@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::chain::OpenOptions;
 use crate::format::identifier;
-use crate::image::{ExtentState, Extents, OpenOptions};
+use crate::image::{ExtentState, Extents};
 use crate::storage::{DataRuns, FileStorage, OpenMode, Storage, StorageExt};
 use crate::{Error, Image, Result};
 
@@ -51,8 +52,8 @@ pub struct DiskRun {
     pub range: Range<u64>,
     /// Whether they have to be read.
     pub data: bool,
-    /// Where they lie in the disk's own file, if they do.
-    pub place: Option<u64>,
+    /// Where they lie, if they do: the depth of the file in the disk's chain, and the offset in it.
+    pub place: Option<(u32, u64)>,
 }
 
 impl Disk {
@@ -61,7 +62,7 @@ impl Disk {
     /// # Errors
     /// As [`Image::open`].
     pub fn open(path: &Path, format: Option<DiskFormat>, force_share: bool) -> Result<Self> {
-        Self::open_with(path, format, OpenOptions::new().force_share(force_share))
+        Self::open_with(path, format, &OpenOptions::new().force_share(force_share))
     }
 
     /// [`open`](Self::open) with all options.
@@ -71,27 +72,20 @@ impl Disk {
     pub fn open_with(
         path: &Path,
         format: Option<DiskFormat>,
-        options: OpenOptions,
+        options: &OpenOptions,
     ) -> Result<Self> {
-        let force_share = options.shares();
-        let open = || {
-            let format = match format {
-                Some(format) => format,
-                None => DiskFormat::recognise(path)?,
-            };
-            let file = FileStorage::open(path, OpenMode::ReadOnly { force_share })?;
-            match format {
-                DiskFormat::Vhdx => {
-                    let image = options.open_storage(Arc::new(file))?;
-                    Ok(Self::Vhdx(Box::new(image)))
-                }
-                DiskFormat::Raw => {
-                    let size = file.length()?;
-                    Ok(Self::Raw { storage: Arc::new(file), size })
-                }
-            }
+        let named = |e: Error| e.in_file(path);
+        let format = match format {
+            Some(format) => format,
+            None => DiskFormat::recognise(path).map_err(named)?,
         };
-        open().map_err(|e: Error| e.in_file(path))
+        if format == DiskFormat::Vhdx {
+            return options.open(path).map(|image| Self::Vhdx(Box::new(image)));
+        }
+        let mode = OpenMode::ReadOnly { force_share: options.shares() };
+        let file = FileStorage::open(path, mode).map_err(named)?;
+        let size = file.length().map_err(named)?;
+        Ok(Self::Raw { storage: Arc::new(file), size })
     }
 
     /// Bytes of the disk.
@@ -103,11 +97,11 @@ impl Disk {
         }
     }
 
-    /// What the disk's bytes lie on.
-    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+    /// What the disk's bytes lie on: for each depth of its chain a file.
+    pub(crate) fn storages(&self) -> Vec<&Arc<dyn Storage>> {
         match self {
-            Self::Vhdx(image) => image.storage(),
-            Self::Raw { storage, .. } => storage,
+            Self::Vhdx(image) => image.layers().map(Image::storage).collect(),
+            Self::Raw { storage, .. } => vec![storage],
         }
     }
 
@@ -153,6 +147,7 @@ enum Source<'a> {
 struct Inner<'a> {
     runs: DataRuns<'a>,
     disk_start: u64,
+    depth: u32,
     file_start: u64,
 }
 
@@ -168,7 +163,7 @@ impl Inner<'_> {
         Some(Ok(DiskRun {
             range: to_disk(run.range.start)..to_disk(run.range.end),
             data: run.data,
-            place: Some(run.range.start),
+            place: Some((self.depth, run.range.start)),
         }))
     }
 }
@@ -180,7 +175,7 @@ impl Iterator for DiskRuns<'_> {
         match &mut self.0 {
             Source::Raw { runs } => Some(match runs.next()? {
                 Ok(run) => {
-                    let place = Some(run.range.start);
+                    let place = Some((0, run.range.start));
                     Ok(DiskRun { range: run.range, data: run.data, place })
                 }
                 Err(e) => Err(Error::io_whole("cannot map the file's holes", e)),
@@ -195,11 +190,12 @@ impl Iterator for DiskRuns<'_> {
                     Err(error) => return Some(Err(error)),
                 };
                 let range = extent.start..extent.end();
-                match extent.file_offset {
-                    Some(at) => {
-                        let place = at..at.saturating_add(extent.length);
-                        let runs = DataRuns::new(&**image.storage(), place);
-                        *inner = Some(Inner { runs, disk_start: extent.start, file_start: at });
+                match extent.file_offset.zip(image.layer(extent.depth)) {
+                    Some((file_start, layer)) => {
+                        let place = file_start..file_start.saturating_add(extent.length);
+                        let runs = DataRuns::new(&**layer.storage(), place);
+                        let (disk_start, depth) = (extent.start, extent.depth);
+                        *inner = Some(Inner { runs, disk_start, depth, file_start });
                     }
                     // What only the parent knows counts as data: reading it gives the clear error.
                     None => {

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use crate::storage::{Cloner, Storage};
+use crate::storage::{Cloners, Storage};
 use crate::{Error, Image, Result};
 
 use super::buffer::{Buffer, CHUNK};
@@ -76,9 +76,9 @@ pub fn to_storage(
         Target::Empty => Ok(()),
         Target::InUse => target.punch(range.clone()).map_err(failed(range.start)),
     };
-    let cloner = Cloner::between(&**image.storage(), target);
+    let mut cloners = Cloners::between(image.layers().map(Image::storage), target);
     Writeback::during(target, |writeback| {
-        copy(image, cloner.as_ref(), progress, &mut report, &mut |piece| match piece {
+        copy(image, Some(&mut cloners), progress, &mut report, &mut |piece| match piece {
             Piece::Zero(range) => zeros(range).map(|()| 0),
             Piece::Data(at, bytes) => {
                 let mut written = 0u64;
@@ -140,12 +140,11 @@ enum Piece<'a> {
 /// Hands the disk to `put` piece by piece, in order. `put` says how much it wrote.
 fn copy(
     image: &Image,
-    cloner: Option<&Cloner<'_>>,
+    mut cloners: Option<&mut Cloners<'_>>,
     progress: &mut dyn Progress,
     report: &mut ExportReport,
     put: &mut dyn FnMut(Piece<'_>) -> Result<u64>,
 ) -> Result<()> {
-    let mut cloner = cloner;
     let mut buffer = Buffer::new();
     for run in image_runs(image) {
         let run = run?;
@@ -160,11 +159,8 @@ fn copy(
             continue;
         }
         let mut at = run.range.start;
-        if let (Some(able), Some(place)) = (cloner, run.place) {
-            at = share(able, &run, place, progress, report)?;
-            if at < run.range.end {
-                cloner = None;
-            }
+        if let (Some(cloners), Some(place)) = (&mut cloners, run.place) {
+            at = share(cloners, &run, place, progress, report)?;
         }
         while at < run.range.end {
             let piece = buffer.first(run.range.end.saturating_sub(at));
@@ -181,9 +177,9 @@ fn copy(
 
 /// Lets the copy share a run of the image's bytes. Returns where the system would not go on.
 fn share(
-    cloner: &Cloner<'_>,
+    cloners: &mut Cloners<'_>,
     run: &DiskRun,
-    place: u64,
+    (depth, place): (u32, u64),
     progress: &mut dyn Progress,
     report: &mut ExportReport,
 ) -> Result<u64> {
@@ -191,7 +187,7 @@ fn share(
     while at < run.range.end {
         let now = run.range.end.saturating_sub(at).min(STEP);
         let from = place.saturating_add(at.saturating_sub(run.range.start));
-        let shared = cloner.share(from, at, now);
+        let shared = cloners.share((depth, from), at, now);
         if !shared.map_err(|e| Error::io("cannot share the data with the copy", at, e))? {
             break;
         }

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::format::bat::{PayloadState, RawEntry};
 use crate::image::{CreateOptions, Layout};
-use crate::storage::{Cloner, Storage};
+use crate::storage::{Cloners, Storage};
 use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
@@ -82,7 +82,7 @@ pub fn to_vhdx(
         source,
         target,
         layout: &layout,
-        cloner: Cloner::between(&**source.storage(), target),
+        cloners: Cloners::between(source.storages(), target),
         places: Places::new(layout.geometry.blocks(), fixed),
         report: ImportReport { virtual_size: size, ..ImportReport::default() },
     };
@@ -166,7 +166,7 @@ struct Copy<'a> {
     source: &'a Disk,
     target: &'a dyn Storage,
     layout: &'a Layout,
-    cloner: Option<Cloner<'a>>,
+    cloners: Cloners<'a>,
     places: Places,
     report: ImportReport,
 }
@@ -197,16 +197,15 @@ impl Copy<'_> {
     /// Shares the start of a run with the copy, over as many blocks as it covers: they lie one after
     /// another there as well. Returns where it stopped; `None` where nothing can be shared.
     fn share(&mut self, run: &DiskRun, rest: Range<u64>) -> Result<Option<u64>> {
-        let (Some(cloner), Some(place)) = (&self.cloner, run.place) else {
+        let Some((depth, place)) = run.place.filter(|(depth, _)| self.cloners.can(*depth)) else {
             return Ok(None);
         };
         let end = rest.end.min(rest.start.saturating_add(SHARED_STEP));
         let size = end.saturating_sub(rest.start);
         let from = place.saturating_add(rest.start.saturating_sub(run.range.start));
         let to = target_of(self.layout, &mut self.places, rest.start);
-        let shared = cloner.share(from, to, size);
+        let shared = self.cloners.share((depth, from), to, size);
         if !shared.map_err(|e| Error::io("cannot share the data with the copy", to, e))? {
-            self.cloner = None;
             return Ok(None);
         }
         let geometry = &self.layout.geometry;

@@ -66,7 +66,7 @@ pub fn open_to_inspect(path: impl AsRef<Path>, force_share: bool) -> Result<Imag
 /// # Errors
 /// As [`open_to_inspect`].
 pub fn inspect_storage(file: Arc<dyn Storage>) -> Result<Image> {
-    crate::image::open(file, DirtyLog::MayBeInvalid)
+    crate::image::open_layer(file, DirtyLog::MayBeInvalid)
 }
 
 /// Counts the blocks of a disk by state. `None` when that would mean reading much: a BAT of more

@@ -12,7 +12,7 @@ use super::Storage;
 
 /// Shares ranges of one file with another on the same file system.
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-pub(crate) struct Cloner<'a> {
+struct Cloner<'a> {
     source: &'a File,
     target: &'a File,
 }
@@ -20,7 +20,7 @@ pub(crate) struct Cloner<'a> {
 impl<'a> Cloner<'a> {
     /// `None` where nothing can be shared: no files, different file systems, or one without reflinks.
     #[cfg(target_os = "linux")]
-    pub(crate) fn between(source: &'a dyn Storage, target: &'a dyn Storage) -> Option<Self> {
+    fn between(source: &'a dyn Storage, target: &'a dyn Storage) -> Option<Self> {
         use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
         use std::os::unix::fs::MetadataExt;
 
@@ -33,7 +33,7 @@ impl<'a> Cloner<'a> {
 
     /// Not on this system.
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn between(_: &'a dyn Storage, _: &'a dyn Storage) -> Option<Self> {
+    fn between(_: &'a dyn Storage, _: &'a dyn Storage) -> Option<Self> {
         None
     }
 
@@ -41,7 +41,7 @@ impl<'a> Cloner<'a> {
     /// when the system will not do that with these files: then they have to be copied as elsewhere, all
     /// of the range.
     #[cfg(target_os = "linux")]
-    pub(crate) fn share(&self, from: u64, to: u64, length: u64) -> io::Result<bool> {
+    fn share(&self, from: u64, to: u64, length: u64) -> io::Result<bool> {
         use nix::errno::Errno;
 
         let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
@@ -78,7 +78,44 @@ impl<'a> Cloner<'a> {
 
     /// Not on this system.
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn share(&self, _: u64, _: u64, _: u64) -> io::Result<bool> {
+    fn share(&self, _: u64, _: u64, _: u64) -> io::Result<bool> {
         Ok(false)
+    }
+}
+
+/// One for each file of a chain.
+pub(crate) struct Cloners<'a>(Vec<Option<Cloner<'a>>>);
+
+impl<'a> Cloners<'a> {
+    /// In the order of the chain.
+    pub(crate) fn between(
+        sources: impl IntoIterator<Item = &'a std::sync::Arc<dyn Storage>>,
+        target: &'a dyn Storage,
+    ) -> Self {
+        Self(sources.into_iter().map(|source| Cloner::between(&**source, target)).collect())
+    }
+
+    /// Whether the file at a depth may share.
+    pub(crate) fn can(&self, depth: u32) -> bool {
+        let cloner = usize::try_from(depth).ok().and_then(|depth| self.0.get(depth));
+        matches!(cloner, Some(Some(_)))
+    }
+
+    /// [`Cloner::share`] for a place in the chain: depth and offset. A file that refuses once is not
+    /// asked again.
+    pub(crate) fn share(&mut self, from: (u32, u64), to: u64, length: u64) -> io::Result<bool> {
+        let (depth, offset) = from;
+        let Some(cloner) = usize::try_from(depth).ok().and_then(|depth| self.0.get_mut(depth))
+        else {
+            return Ok(false);
+        };
+        let shared = match cloner {
+            Some(able) => able.share(offset, to, length)?,
+            None => false,
+        };
+        if !shared {
+            *cloner = None;
+        }
+        Ok(shared)
     }
 }

@@ -52,11 +52,17 @@ impl FileStorage {
         refuse_unsuitable(metadata.file_type()).map_err(failed)?;
         let write = mode == OpenMode::ReadWrite;
         let file = OpenOptions::new().read(true).write(write).open(path).map_err(failed)?;
+        Self::take(file, mode)
+    }
+
+    /// Takes a file that was opened for this mode, and its locks.
+    pub(crate) fn take(file: File, mode: OpenMode) -> crate::Result<Self> {
+        let failed = |error| Error::io_whole("cannot open the file", error);
         let metadata = file.metadata().map_err(failed)?;
         refuse_unsuitable(metadata.file_type()).map_err(failed)?;
         let locked = mode != OpenMode::ReadOnly { force_share: true };
         if locked {
-            locks::acquire(&file, write)?;
+            locks::acquire(&file, mode == OpenMode::ReadWrite)?;
         }
         Ok(Self { file, locked })
     }

@@ -21,7 +21,7 @@ pub use locks::change_tracking_beside;
 pub use memory::MemoryStorage;
 pub use overlay::{Overlay, Patched};
 
-pub(crate) use clone::Cloner;
+pub(crate) use clone::Cloners;
 pub(crate) use extents::DataRuns;
 
 /// A random-access medium of bytes.

@@ -207,6 +207,19 @@ impl Geometry {
         block.checked_div(self.chunk_ratio()).unwrap_or_default()
     }
 
+    /// Sectors of a payload block.
+    #[must_use]
+    pub fn sectors_per_block(&self) -> u64 {
+        u64::from(self.block_size()).checked_div(u64::from(self.logical_sector)).unwrap_or_default()
+    }
+
+    /// The number, within its chunk, of a payload block's first sector.
+    #[must_use]
+    pub fn first_sector_in_chunk(&self, block: u64) -> u64 {
+        let within = block.checked_rem(self.chunk_ratio()).unwrap_or_default();
+        within.saturating_mul(self.sectors_per_block())
+    }
+
     /// Chunks of the disk.
     #[must_use]
     pub fn chunks(&self) -> u64 {

@@ -73,6 +73,11 @@ impl ParentLocator {
         self.get("parent_linkage2")?.parse().ok().filter(|guid: &Guid| !guid.is_zero())
     }
 
+    #[cfg(test)]
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        parse(bytes).ok()
+    }
+
     fn judge(&self, at: u64, findings: &mut Findings) -> Result<()> {
         let key = "parent_linkage";
         match self.get(key) {

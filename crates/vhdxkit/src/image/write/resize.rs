@@ -16,6 +16,7 @@
 //! the blocks behind it is free once the entry is stable.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
@@ -28,7 +29,7 @@ use crate::format::{LOG_SECTOR, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
 use crate::image::Image;
 use crate::image::layout::region_length;
 use crate::image::open::{Recovered, read_image_parts};
-use crate::map::{Bat, Block, Place, walk};
+use crate::map::{Bat, Bitmaps, Block, Place, walk};
 use crate::storage::{DataRuns, Storage, StorageExt};
 use crate::view::geometry::{DiskType, Geometry};
 use crate::view::regions::Region;
@@ -337,15 +338,17 @@ impl Image {
     fn reassemble(&mut self) -> Result<()> {
         let writer = self.writer()?;
         let recovered = Recovered {
-            storage: std::sync::Arc::clone(&self.storage),
+            storage: Arc::clone(&self.storage),
             file_size: self.file_size,
             headers: self.headers.clone(),
             log: self.log.clone(),
         };
         let parts = read_image_parts(&recovered, &mut Findings::strict())?;
         let geometry = parts.geometry.ok_or_else(|| Error::invalid("the image has no sizes"))?;
-        let sectors = std::sync::Arc::clone(writer.sectors());
+        let sectors = Arc::clone(writer.sectors());
         let offset = parts.regions.bat().offset;
+        let bitmaps = Bitmaps::new(Arc::clone(&recovered.storage), &geometry);
+        self.bitmaps = bitmaps.over(Arc::clone(&sectors));
         self.bat = Bat::new(recovered.storage, offset, geometry.bat_entries()).over(sectors);
         self.rules.geometry = geometry;
         self.rules.bat_offset = offset;

@@ -1,0 +1,216 @@
+//! Finding and opening the parents of a child, one after another.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use same_file::Handle;
+
+use crate::error::{Looked, ParentProblem, Repr};
+use crate::format::limits::MAX_CHAIN_LENGTH;
+use crate::image::open_layer;
+use crate::storage::{FileStorage, OpenMode};
+use crate::{Error, ErrorKind, Image, Result};
+
+use super::options::{OpenOptions, ParentPolicy};
+use super::search::{identity, images_in, parents_of};
+use super::{beneath, place};
+
+/// Opens the parents of an image as the options say, and gives the image with its chain.
+pub(super) fn attach(options: &OpenOptions, child: Image) -> Result<Image> {
+    let mut files = Vec::new();
+    // A file that cannot be compared with others cannot close a circle either: depth still ends it.
+    files.extend(child.path().and_then(|path| Handle::from_path(path).ok()));
+    let mut layers = vec![child];
+    while let Some(last) = layers.last()
+        && last.geometry().is_differencing()
+    {
+        let mut finder = Finder { options, child: last, files: &mut files, looked: Vec::new() };
+        if layers.len() >= MAX_CHAIN_LENGTH {
+            return Err(
+                finder.problem(format!("the chain has more than {MAX_CHAIN_LENGTH} images"))
+            );
+        }
+        match finder.find(layers.len().saturating_sub(1))? {
+            Some(parent) => layers.push(parent),
+            None => break,
+        }
+    }
+    let mut below: Option<Image> = None;
+    for layer in layers.into_iter().rev() {
+        below = Some(match below {
+            Some(parent) => layer.over(parent),
+            None => layer,
+        });
+    }
+    below.ok_or_else(|| Error::invalid("a chain without images"))
+}
+
+/// Refuses a parent that this child cannot be read over.
+pub(super) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<(), String> {
+    let (mine, found) = (parents_of(child), identity(parent));
+    if !ignore_id && !mine.contains(&found) {
+        return Err(format!(
+            "it is not the disk that the child was made from, or was written to since (its DataWriteGuid is {found})"
+        ));
+    }
+    let sizes = [child, parent].map(|image| image.geometry().logical_sector_size());
+    match sizes {
+        [one, other] if one != other => {
+            Err(format!("its sectors have {other} bytes, those of the child {one}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The search for one parent.
+struct Finder<'a> {
+    options: &'a OpenOptions,
+    child: &'a Image,
+    /// The files of the chain so far.
+    files: &'a mut Vec<Handle>,
+    looked: Vec<Looked>,
+}
+
+impl Finder<'_> {
+    /// The parent of the `number`-th image of the chain; `None` when the policy opens none.
+    fn find(&mut self, number: usize) -> Result<Option<Image>> {
+        if let Some(path) = self.options.named_parents().get(number) {
+            let path = path.clone();
+            let opened = File::open(&path);
+            return match self.take(&path, opened)? {
+                Some(parent) => Ok(Some(parent)),
+                None => Err(self.problem("the parent that was named cannot be used")),
+            };
+        }
+        let Some(locator) = self.child.parent_locator() else { return Ok(None) };
+        let relative = place::relative(locator);
+        let name = place::file_name(locator);
+        match (self.options.policy(), self.child.path()) {
+            (ParentPolicy::Deny, _) | (_, None) => return Ok(None),
+            (ParentPolicy::Beneath(folder), Some(child)) => {
+                let here = child.canonicalize().ok();
+                let root = folder.canonicalize().ok();
+                let inside = here.as_deref().zip(root.as_deref());
+                let inside = inside.and_then(|(here, root)| here.strip_prefix(root).ok()?.parent());
+                for candidate in relative.iter().chain(&name) {
+                    let found =
+                        inside.and_then(|inside| place::without_dots(&inside.join(candidate)));
+                    let opened = match &found {
+                        Some(found) if place::is_image_name(found) => beneath::open(folder, found),
+                        // It is not said whether there is such a file.
+                        _ => Err(io::ErrorKind::NotFound.into()),
+                    };
+                    let path = folder.join(found.as_deref().unwrap_or(candidate));
+                    if let Some(parent) = self.take(&path, opened)? {
+                        return Ok(Some(parent));
+                    }
+                }
+            }
+            (ParentPolicy::Follow, Some(child)) => {
+                let folder = folder_of(child);
+                let beside = relative.iter().chain(&name).map(|path| tidy(&folder.join(path)));
+                let mut places: Vec<PathBuf> = beside.chain(place::absolute(locator)).collect();
+                places.dedup();
+                for path in places {
+                    let opened = open_followed(&path);
+                    if let Some(parent) = self.take(&path, opened)? {
+                        return Ok(Some(parent));
+                    }
+                }
+            }
+        }
+        Err(self.problem("its parent was not found"))
+    }
+
+    /// Opens a candidate; `None`, and a note of why, when it is not the parent.
+    fn take(&mut self, path: &Path, opened: io::Result<File>) -> Result<Option<Image>> {
+        let outcome = match opened {
+            Ok(file) => self.judged(path, file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err("no such file".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        match outcome {
+            Ok(image) => Ok(Some(image.at(path))),
+            Err(found) => {
+                self.looked.push(Looked { path: path.to_path_buf(), found });
+                Ok(None)
+            }
+        }
+    }
+
+    fn judged(&mut self, path: &Path, file: File) -> Result<Result<Image, String>> {
+        let handle = file.try_clone().and_then(Handle::from_file);
+        let handle =
+            handle.map_err(|e| Error::io_whole("cannot look at the file", e).in_file(path))?;
+        if self.files.contains(&handle) {
+            return Ok(Err(
+                "it is part of this chain already: the chain runs in a circle".to_owned()
+            ));
+        }
+        let mode = OpenMode::ReadOnly { force_share: self.options.shares() };
+        let image = FileStorage::take(file, mode)
+            .and_then(|file| open_layer(Arc::new(file), self.options.dirty_log()));
+        let image = match image {
+            Ok(image) => image,
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error.in_file(path)),
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let judged = judge(self.child, &image, self.options.ignores_parent_id());
+        if judged.is_ok() {
+            self.files.push(handle);
+        }
+        Ok(judged.map(|()| image))
+    }
+
+    fn problem(&mut self, what: impl Into<String>) -> Error {
+        let expected = parents_of(self.child);
+        let found = match (self.options.policy(), self.child.path()) {
+            (ParentPolicy::Follow, Some(child)) => self.search(child, &expected),
+            _ => Vec::new(),
+        };
+        Error::new(Repr::Parent(ParentProblem {
+            what: what.into(),
+            child: self.child.path().map(Path::to_path_buf).unwrap_or_default(),
+            expected,
+            looked: std::mem::take(&mut self.looked),
+            found,
+        }))
+    }
+
+    /// Images with the identity of the parent, in the child's folder and those the user has named.
+    fn search(&self, child: &Path, expected: &[crate::format::Guid]) -> Vec<PathBuf> {
+        let folder = folder_of(child);
+        let folders = std::iter::once(folder).chain(self.options.searched().iter().cloned());
+        // A folder that cannot be read has nothing to add to an error.
+        let images = folders.filter_map(|folder| images_in(&folder).ok()).flatten();
+        images.filter(|image| expected.contains(&image.data_write_guid)).map(|i| i.path).collect()
+    }
+}
+
+/// The folder that a file really lies in: relative paths start there.
+fn folder_of(file: &Path) -> PathBuf {
+    let folder = |path: &Path| path.parent().map(Path::to_path_buf);
+    match file.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => {
+            file.canonicalize().ok().as_deref().and_then(folder).unwrap_or_default()
+        }
+        _ => folder(file).unwrap_or_default(),
+    }
+}
+
+/// A path without needless `.` in it, for people to read.
+fn tidy(path: &Path) -> PathBuf {
+    path.components().filter(|part| *part != std::path::Component::CurDir).collect()
+}
+
+/// Opens what a locator leads to: a regular file that is named like an image, by its real name.
+fn open_followed(path: &Path) -> io::Result<File> {
+    let real = path.canonicalize()?;
+    if !place::is_image_name(&real) || !real.metadata()?.is_file() {
+        let text = "not followed, since it is no file named .vhdx or .avhdx";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    File::open(real)
+}

@@ -1,0 +1,181 @@
+//! The paths of a parent locator: from the file's words to places here, and back.
+
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
+
+use crate::view::locator::ParentLocator;
+use crate::{Error, Result};
+
+/// Names of images that may be followed.
+const EXTENSIONS: [&str; 2] = ["vhdx", "avhdx"];
+
+/// Whether a file's name is that of an image.
+pub(super) fn is_image_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str);
+    extension.is_some_and(|found| EXTENSIONS.iter().any(|known| found.eq_ignore_ascii_case(known)))
+}
+
+/// The `relative_path` as a path of this system, not yet joined to the child's folder. `None` when it is
+/// missing or no relative path.
+pub(super) fn relative(locator: &ParentLocator) -> Option<PathBuf> {
+    let text = locator.get("relative_path")?;
+    if text.starts_with(['\\', '/']) || text.contains(':') {
+        return None;
+    }
+    let parts = text.split(['\\', '/']).filter(|part| !part.is_empty());
+    let path: PathBuf = parts.collect();
+    (path.components().next().is_some()).then_some(path)
+}
+
+/// The parent's file name, as the first of the paths that has one gives it.
+pub(super) fn file_name(locator: &ParentLocator) -> Option<PathBuf> {
+    ["relative_path", "absolute_win32_path", "volume_path"].iter().find_map(|key| {
+        let name = Path::new(locator.get(key)?.rsplit(['\\', '/', ':']).next()?);
+        let mut parts = name.components();
+        match (parts.next(), parts.next()) {
+            (Some(Component::Normal(name)), None) => Some(PathBuf::from(name)),
+            _ => None,
+        }
+    })
+}
+
+/// The absolute paths, where this system has such: those that lead to another machine are left out.
+pub(super) fn absolute(locator: &ParentLocator) -> Vec<PathBuf> {
+    if !cfg!(windows) {
+        return Vec::new();
+    }
+    let keys = ["volume_path", "absolute_win32_path"];
+    keys.iter()
+        .filter_map(|key| locator.get(key))
+        .filter(|path| is_local(path))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// `C:\...`, `\\?\C:\...` or `\\?\Volume{...}\...`; not `\\server\share`, in any spelling.
+fn is_local(path: &str) -> bool {
+    let rest = path.strip_prefix(r"\\?\").unwrap_or(path);
+    let mut letters = rest.chars();
+    let drive = matches!(
+        (letters.next(), letters.next(), letters.next()),
+        (Some(letter), Some(':'), Some('\\')) if letter.is_ascii_alphabetic()
+    );
+    drive || (rest.starts_with("Volume{") && path.starts_with(r"\\?\"))
+}
+
+/// A path without `.` and `..`, by its words alone; `None` when it leads above its start.
+pub(super) fn without_dots(path: &Path) -> Option<PathBuf> {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::CurDir => {}
+            Component::ParentDir => {
+                if !clean.pop() {
+                    return None;
+                }
+            }
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(clean)
+}
+
+/// The `relative_path` that leads from a child to its parent, with `\` between the names as Windows has
+/// it. The folders must exist.
+///
+/// # Errors
+/// A name cannot be written in a locator (it is not Unicode, or holds a backslash); a folder cannot be
+/// found; the two lie on different drives.
+pub(crate) fn relative_path(child: &Path, parent: &Path) -> Result<String> {
+    let failed = |error| Error::io_whole("cannot find the folder", error);
+    let folder = match child.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let folder = folder.canonicalize().map_err(|e| failed(e).in_file(folder))?;
+    let parent = parent.canonicalize().map_err(|e| failed(e).in_file(parent))?;
+    let common = folder.components().zip(parent.components()).take_while(|(a, b)| a == b).count();
+    if common == 0 {
+        return Err(Error::invalid("no relative path leads from the child to its parent"));
+    }
+    let ups = folder.components().skip(common).count();
+    let mut parts = vec![if ups == 0 { "." } else { ".." }; ups.max(1)];
+    for part in parent.components().skip(common) {
+        let name = part.as_os_str().to_str().filter(|name| !name.contains(['\\', ':']));
+        parts.push(name.ok_or_else(|| {
+            let text =
+                format!("the name {:?} cannot be written in a parent locator", part.as_os_str());
+            Error::invalid(text)
+        })?);
+    }
+    Ok(parts.join("\\"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::locator::encode;
+
+    fn locator(pairs: &[(&str, &str)]) -> ParentLocator {
+        ParentLocator::parse(&encode(pairs).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn windows_paths_become_paths_of_this_system() {
+        let path = |text| relative(&locator(&[("relative_path", text)]));
+        assert_eq!(path(r".\base.vhdx"), Some(PathBuf::from("./base.vhdx")));
+        assert_eq!(path(r"..\..\a b\base.vhdx"), Some(PathBuf::from("../../a b/base.vhdx")));
+        assert_eq!(path("base.vhdx"), Some(PathBuf::from("base.vhdx")));
+        for bad in [r"\\server\share\x.vhdx", r"C:\x.vhdx", "/etc/passwd", r"\x.vhdx", r"C:x.vhdx"]
+        {
+            assert_eq!(path(bad), None, "{bad}");
+        }
+        let name = |key, text| file_name(&locator(&[(key, text)]));
+        assert_eq!(name("relative_path", r"..\x\base.vhdx"), Some("base.vhdx".into()));
+        assert_eq!(name("absolute_win32_path", r"\\?\D:\vm\base.vhdx"), Some("base.vhdx".into()));
+        assert_eq!(name("absolute_win32_path", r"\\server\share\b.vhdx"), Some("b.vhdx".into()));
+        for bad in [r"..\..", r"x\", "."] {
+            assert_eq!(name("relative_path", bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_to_other_machines_are_not_local() {
+        for good in [r"C:\a.vhdx", r"\\?\d:\a.vhdx", r"\\?\Volume{1234}\a.vhdx"] {
+            assert!(is_local(good), "{good}");
+        }
+        let bad = [
+            r"\\s\x\a.vhdx",
+            r"\\?\UNC\s\x\a.vhdx",
+            r"\\?\server\x\a.vhdx",
+            r"\\.\C:\a",
+            "a.vhdx",
+            "",
+        ];
+        for bad in bad {
+            assert!(!is_local(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn dots_lead_nowhere_above_the_start() {
+        assert_eq!(without_dots(Path::new("a/./b/../c.vhdx")), Some("a/c.vhdx".into()));
+        assert_eq!(without_dots(Path::new("a/../../c.vhdx")), None);
+        assert_eq!(without_dots(Path::new("/c.vhdx")), None);
+    }
+
+    #[test]
+    fn relative_paths_lead_from_the_childs_folder_to_the_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::write(dir.path().join("base.vhdx"), "").unwrap();
+        std::fs::write(dir.path().join("a/b/mid.vhdx"), "").unwrap();
+        let path = |child: &str, parent: &str| {
+            relative_path(&dir.path().join(child), &dir.path().join(parent)).unwrap()
+        };
+        assert_eq!(path("child.avhdx", "base.vhdx"), r".\base.vhdx");
+        assert_eq!(path("a/b/child.avhdx", "base.vhdx"), r"..\..\base.vhdx");
+        assert_eq!(path("child.avhdx", "a/b/mid.vhdx"), r".\a\b\mid.vhdx");
+    }
+}

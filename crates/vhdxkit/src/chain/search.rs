@@ -1,0 +1,79 @@
+//! Looking for images by identity: a lost parent, the children of a disk.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::format::Guid;
+use crate::format::limits::MAX_SEARCHED_FILES;
+use crate::image::{DirtyLog, open_layer};
+use crate::storage::{FileStorage, OpenMode};
+use crate::{Error, Image, Result};
+
+use super::place::is_image_name;
+
+/// An image that a search came across.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FoundImage {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its identity, which its children name.
+    pub data_write_guid: Guid,
+    /// The identities that it accepts as its parent's; none when it has no parent.
+    pub parents: Vec<Guid>,
+}
+
+impl FoundImage {
+    /// Whether this is a child of the image with that identity.
+    #[must_use]
+    pub fn is_child_of(&self, data_write_guid: Guid) -> bool {
+        self.parents.contains(&data_write_guid)
+    }
+}
+
+/// The images in a folder, not in folders below it: files named `.vhdx` or `.avhdx` that can be read as
+/// such, sorted by name. Files in use are looked at all the same.
+///
+/// # Errors
+/// The folder cannot be read, or holds too many images
+/// ([`MAX_SEARCHED_FILES`]).
+pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let failed = |e: io::Error| Error::io_whole("cannot search the folder", e).in_file(folder);
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        // A link to an image is found where the image itself lies.
+        let is_file = path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+        if is_file && is_image_name(&path) {
+            paths.push(path);
+        }
+        if paths.len() > MAX_SEARCHED_FILES {
+            return Err(Error::limit("the folder holds too many images to search").in_file(folder));
+        }
+    }
+    paths.sort();
+    Ok(paths.into_iter().filter_map(look_at).collect())
+}
+
+/// `None` for what is no image, or none that can be read.
+fn look_at(path: PathBuf) -> Option<FoundImage> {
+    let file = FileStorage::open(&path, OpenMode::ReadOnly { force_share: true }).ok()?;
+    let image = open_layer(Arc::new(file), DirtyLog::MayBeInvalid).ok()?;
+    let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);
+    Some(FoundImage { path, data_write_guid: identity(&image), parents: parents_of(&image) })
+}
+
+/// What children of an image name it by.
+pub(super) fn identity(image: &Image) -> Guid {
+    image.headers().current().data_write_guid
+}
+
+/// The identities that a child accepts as its parent's.
+pub(super) fn parents_of(image: &Image) -> Vec<Guid> {
+    let locator = image.parent_locator().filter(|_| image.geometry().is_differencing());
+    locator.map_or_else(Vec::new, |locator| {
+        locator.linkage().into_iter().chain(locator.linkage2()).collect()
+    })
+}
