@@ -22,6 +22,7 @@ mod layout;
 mod log;
 pub mod patch;
 mod plan;
+pub mod random;
 mod ring;
 pub mod samples;
 mod sections;

@@ -13,22 +13,7 @@ use std::process::{Command, Stdio};
 use vhdxkit::ops::compare::compare;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
 use vhdxkit::{ErrorKind, Image};
-
-/// A small generator of its own, so that a seed printed by a failure says it all.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
+use vhdxkit_testkit::random::Random;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -63,7 +48,7 @@ fn random_images_by_qemu_read_the_same() {
     }
     for seed in 1..=24u64 {
         let _named = common::NamedOnFailure(format!("seed {seed}"));
-        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut random = Random::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let dir = tempfile::tempdir().unwrap();
         let (image, raw) = (dir.path().join("d.vhdx"), dir.path().join("d.raw"));
         let block = random.one_of(&[1u64, 2, 8, 32, 64]) << 20;

@@ -13,24 +13,10 @@ use std::process::{Command, Stdio};
 use vhdxkit::ops::compare::compare;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
+use vhdxkit_testkit::random::Random;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
 
 #[derive(Debug, Clone, Copy)]
 enum Operation {
@@ -175,7 +161,7 @@ fn the_same_writes_through_both_make_the_same_disk() {
     let (seeds, count) = if long { (200, 400) } else { (9, 120) };
     let mut done = 0;
     for seed in 1..=seeds {
-        let mut random = Random((seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut random = Random::new((seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let dir = tempfile::tempdir().unwrap();
         let (first, second) = (dir.path().join("ours.vhdx"), dir.path().join("theirs.vhdx"));
         let block = MIB << (seed % 9);

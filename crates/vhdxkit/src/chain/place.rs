@@ -1,10 +1,9 @@
-//! The paths of a parent locator: from the file's words to places here, and back.
+//! The paths of a parent locator: from the file's words to places here.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 use crate::view::locator::ParentLocator;
-use crate::{Error, Result};
 
 /// Names of images that may be followed.
 const EXTENSIONS: [&str; 2] = ["vhdx", "avhdx"];
@@ -81,37 +80,6 @@ pub(super) fn without_dots(path: &Path) -> Option<PathBuf> {
     Some(clean)
 }
 
-/// The `relative_path` that leads from a child to its parent, with `\` between the names as Windows has
-/// it. The folders must exist.
-///
-/// # Errors
-/// A name cannot be written in a locator (it is not Unicode, or holds a backslash); a folder cannot be
-/// found; the two lie on different drives.
-pub(crate) fn relative_path(child: &Path, parent: &Path) -> Result<String> {
-    let failed = |error| Error::io_whole("cannot find the folder", error);
-    let folder = match child.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let folder = folder.canonicalize().map_err(|e| failed(e).in_file(folder))?;
-    let parent = parent.canonicalize().map_err(|e| failed(e).in_file(parent))?;
-    let common = folder.components().zip(parent.components()).take_while(|(a, b)| a == b).count();
-    if common == 0 {
-        return Err(Error::invalid("no relative path leads from the child to its parent"));
-    }
-    let ups = folder.components().skip(common).count();
-    let mut parts = vec![if ups == 0 { "." } else { ".." }; ups.max(1)];
-    for part in parent.components().skip(common) {
-        let name = part.as_os_str().to_str().filter(|name| !name.contains(['\\', ':']));
-        parts.push(name.ok_or_else(|| {
-            let text =
-                format!("the name {:?} cannot be written in a parent locator", part.as_os_str());
-            Error::invalid(text)
-        })?);
-    }
-    Ok(parts.join("\\"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,19 +131,5 @@ mod tests {
         assert_eq!(without_dots(Path::new("a/./b/../c.vhdx")), Some("a/c.vhdx".into()));
         assert_eq!(without_dots(Path::new("a/../../c.vhdx")), None);
         assert_eq!(without_dots(Path::new("/c.vhdx")), None);
-    }
-
-    #[test]
-    fn relative_paths_lead_from_the_childs_folder_to_the_parent() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
-        std::fs::write(dir.path().join("base.vhdx"), "").unwrap();
-        std::fs::write(dir.path().join("a/b/mid.vhdx"), "").unwrap();
-        let path = |child: &str, parent: &str| {
-            relative_path(&dir.path().join(child), &dir.path().join(parent)).unwrap()
-        };
-        assert_eq!(path("child.avhdx", "base.vhdx"), r".\base.vhdx");
-        assert_eq!(path("a/b/child.avhdx", "base.vhdx"), r"..\..\base.vhdx");
-        assert_eq!(path("child.avhdx", "a/b/mid.vhdx"), r".\a\b\mid.vhdx");
     }
 }

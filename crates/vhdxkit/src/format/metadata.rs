@@ -97,6 +97,12 @@ pub struct Item {
 }
 
 impl Item {
+    /// Whether it belongs to the user, not to the system.
+    #[must_use]
+    pub fn is_user(&self) -> bool {
+        self.flags & IS_USER != 0
+    }
+
     /// The five items every file has, with the flags Windows gives them.
     #[must_use]
     pub fn mandatory(

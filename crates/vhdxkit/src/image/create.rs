@@ -1,18 +1,23 @@
 //! Making a new, empty disk.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zerocopy::little_endian::U32;
 
 use crate::format::bat::{PayloadState, RawEntry};
-use crate::format::metadata::{FileParameters, LEAVE_BLOCK_ALLOCATED};
+use crate::format::metadata::{
+    FileParameters, HAS_PARENT, IS_REQUIRED, Item, LEAVE_BLOCK_ALLOCATED, LOGICAL_SECTOR_SIZE,
+    PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE, VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
+};
 use crate::format::{Guid, GuidSource};
 use crate::storage::{FileStorage, Storage};
 use crate::view::geometry::{DiskType, Geometry};
+use crate::view::locator::{ParentLocator, ParentPaths};
 use crate::{Error, Result};
 
 use super::layout::Layout;
+use super::{Image, parent_paths};
 
 /// What a new disk is to be.
 ///
@@ -39,6 +44,17 @@ pub struct CreateOptions {
     log_size: u32,
     disk_id: Option<Guid>,
     seed: Option<u64>,
+    parent: Option<Parent>,
+}
+
+/// Of whom the new disk is to be a child.
+#[derive(Debug, Clone)]
+struct Parent {
+    data_write_guid: Guid,
+    /// What belongs to the virtual disk, besides what every disk has.
+    items: Vec<Item>,
+    /// Its file, if it lies in one.
+    file: Option<PathBuf>,
 }
 
 impl CreateOptions {
@@ -57,7 +73,51 @@ impl CreateOptions {
             log_size: 1 << 20,
             disk_id: None,
             seed: None,
+            parent: None,
         }
+    }
+
+    /// A child of a disk: it shows what the parent shows until it is written. The parent must not change
+    /// from now on, or the child does not know it any more. Size, sectors, identity and other metadata of
+    /// the virtual disk are the parent's; blocks have 2 MiB, as Windows has it.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let (base, checkpoint) = (dir.path().join("base.vhdx"), dir.path().join("child.avhdx"));
+    /// use vhdxkit::{CreateOptions, Image, OpenOptions, ParentPolicy};
+    ///
+    /// CreateOptions::new(1 << 30).create(&base)?;
+    /// CreateOptions::child_of(&Image::open(&base)?)?.create(&checkpoint)?;
+    /// let disk = OpenOptions::new().write(true).parents(ParentPolicy::Follow).open(&checkpoint)?;
+    /// disk.write_at(0, &[7; 512])?;
+    /// disk.close()?;
+    /// # Ok::<(), vhdxkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The parent's metadata cannot be read.
+    pub fn child_of(parent: &Image) -> Result<Self> {
+        let geometry = parent.geometry();
+        let known = [VIRTUAL_DISK_SIZE, VIRTUAL_DISK_ID, LOGICAL_SECTOR_SIZE, PHYSICAL_SECTOR_SIZE];
+        let mut items = Vec::new();
+        for item in parent.metadata().items() {
+            if item.is_virtual_disk() && (item.is_user() || !known.contains(&item.id)) {
+                items.push(parent.item(item)?);
+            }
+        }
+        let parent = Parent {
+            data_write_guid: parent.headers().current().data_write_guid,
+            items,
+            file: parent.path().map(Path::to_path_buf),
+        };
+        Ok(Self {
+            block_size: 2 << 20,
+            logical_sector: geometry.logical_sector_size(),
+            physical_sector: geometry.physical_sector_size(),
+            disk_id: Some(geometry.disk_id()),
+            parent: Some(parent),
+            ..Self::new(geometry.virtual_size())
+        })
     }
 
     /// The same for a disk of another size.
@@ -136,7 +196,8 @@ impl CreateOptions {
         self.layout().map_err(|e| e.in_file(path))?;
         let file = File::options().read(true).write(true).create_new(true).open(path);
         let file = file.map_err(|e| Error::io_whole("cannot make the file", e).in_file(path))?;
-        let made = self.create_storage(&FileStorage::from_file(file));
+        let file = FileStorage::from_file(file);
+        let made = self.paths(path).and_then(|paths| self.create_in(&file, &paths));
         if made.is_err() {
             // What went wrong is told already; a half-made file is no image, so it does no harm.
             let _ = std::fs::remove_file(path);
@@ -144,11 +205,35 @@ impl CreateOptions {
         made.map_err(|e| e.in_file(path))
     }
 
-    /// Makes the image in an empty storage, and makes it durable.
+    /// Makes the image in an empty storage, and makes it durable. A child finds its parent beside it,
+    /// under the name that the parent has now.
     ///
     /// # Errors
     /// As [`create`](Self::create). Until the last write the storage does not look like an image.
     pub fn create_storage(&self, target: &dyn Storage) -> Result<()> {
+        let file = self.parent.as_ref().and_then(|parent| parent.file.as_deref());
+        let name = file.and_then(Path::file_name).and_then(|name| name.to_str());
+        let relative = Some(format!(".\\{}", name.unwrap_or("parent.vhdx")));
+        self.create_in(target, &ParentPaths { relative, ..ParentPaths::default() })
+    }
+
+    /// [`create_storage`](Self::create_storage) for a storage that will be the file at `path`, which need
+    /// not exist: from there a child finds its parent.
+    ///
+    /// # Errors
+    /// As `create_storage`.
+    pub fn create_storage_at(&self, target: &dyn Storage, path: &Path) -> Result<()> {
+        self.create_in(target, &self.paths(path)?)
+    }
+
+    fn paths(&self, path: &Path) -> Result<ParentPaths> {
+        match self.parent.as_ref().and_then(|parent| parent.file.as_deref()) {
+            Some(parent) => parent_paths(path, parent),
+            None => Ok(ParentPaths::default()),
+        }
+    }
+
+    fn create_in(&self, target: &dyn Storage, paths: &ParentPaths) -> Result<()> {
         let layout = self.layout()?;
         Layout::require_empty(target)?;
         let blocks = if self.fixed { layout.geometry.blocks() } else { 0 };
@@ -156,7 +241,7 @@ impl CreateOptions {
         if self.preallocate {
             Self::reserve(target, layout.place(blocks))?;
         }
-        self.write_tables(&layout, target)?;
+        self.write_tables_with(&layout, target, &self.more_items(paths)?)?;
         let present =
             |block| RawEntry::new(PayloadState::FullyPresent.to_raw(), layout.place(block));
         layout.write_bat(target, (0..blocks).map(|block| (block, present(block))))?;
@@ -171,9 +256,28 @@ impl CreateOptions {
 
     /// [`Layout::write_tables`] with the identities that the options ask for.
     pub(crate) fn write_tables(&self, layout: &Layout, target: &dyn Storage) -> Result<()> {
+        self.write_tables_with(layout, target, &[])
+    }
+
+    fn write_tables_with(
+        &self,
+        layout: &Layout,
+        target: &dyn Storage,
+        more_items: &[Item],
+    ) -> Result<()> {
         let guids = GuidSource::from_seed(self.seed);
         let disk_id = self.disk_id.unwrap_or_else(|| guids.guid());
-        layout.write_tables(target, &guids, disk_id)
+        layout.write_tables(target, &guids, disk_id, more_items)
+    }
+
+    /// What a child has besides the mandatory items.
+    fn more_items(&self, paths: &ParentPaths) -> Result<Vec<Item>> {
+        let Some(parent) = &self.parent else { return Ok(Vec::new()) };
+        let locator = ParentLocator::new(parent.data_write_guid, None, paths);
+        let data = locator.to_bytes();
+        let data = data.ok_or_else(|| Error::limit("the path to the parent is too long"))?;
+        let locator = Item { id: PARENT_LOCATOR, flags: IS_REQUIRED, data };
+        Ok(std::iter::once(locator).chain(parent.items.iter().cloned()).collect())
     }
 
     /// Bytes of the disk to be made.
@@ -188,7 +292,14 @@ impl CreateOptions {
 
     /// Where everything will lie.
     pub(crate) fn layout(&self) -> Result<Layout> {
-        let flags = if self.fixed { LEAVE_BLOCK_ALLOCATED } else { 0 };
+        let flags = match (&self.parent, self.fixed) {
+            (Some(_), true) => {
+                return Err(Error::invalid("a child of another disk cannot be fixed"));
+            }
+            (Some(_), false) => HAS_PARENT,
+            (None, true) => LEAVE_BLOCK_ALLOCATED,
+            (None, false) => 0,
+        };
         let parameters =
             FileParameters { block_size: U32::new(self.block_size), flags: U32::new(flags) };
         let geometry = Geometry::for_new(

@@ -97,6 +97,7 @@ impl Layout {
         target: &dyn Storage,
         guids: &GuidSource,
         disk_id: Guid,
+        more_items: &[Item],
     ) -> Result<()> {
         let failed = |at| move |e| Error::io("cannot write the new image", at, e);
         // Written, not left as a hole: the log is to take entries when the disk is full, and an
@@ -110,8 +111,13 @@ impl Layout {
         for offset in REGION_TABLE_OFFSETS {
             target.write_at(offset, &self.region_table()?).map_err(failed(offset))?;
         }
-        let metadata = encode_region(&self.items(disk_id));
-        let metadata = metadata.ok_or_else(|| Error::invalid("too many metadata items"))?;
+        let mut items = self.items(disk_id);
+        items.extend_from_slice(more_items);
+        let metadata = encode_region(&items);
+        let metadata = metadata.ok_or_else(|| Error::limit("too many metadata items"))?;
+        if u32::try_from(metadata.len()).is_ok_and(|length| length > METADATA_LENGTH) {
+            return Err(Error::limit("the metadata does not fit its region"));
+        }
         target.write_at(self.metadata, &metadata).map_err(failed(self.metadata))?;
         let (file, data) = (guids.guid(), guids.guid());
         for (sequence, offset) in (1u64..).zip(HEADER_OFFSETS) {

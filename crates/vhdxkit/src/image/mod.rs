@@ -10,6 +10,7 @@ mod extents;
 mod layout;
 mod open;
 mod read;
+mod relative;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -17,13 +18,14 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::findings::Findings;
+use crate::format::metadata::Item;
 use crate::log::Log;
 use crate::map::{Bat, Bitmap, Bitmaps, EntryRules, Pin};
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageExt};
 use crate::view::geometry::Geometry;
 use crate::view::headers::HeaderPair;
 use crate::view::locator::ParentLocator;
-use crate::view::metadata::MetadataTable;
+use crate::view::metadata::{MetadataItem, MetadataTable};
 use crate::view::regions::RegionMap;
 
 pub use create::CreateOptions;
@@ -31,6 +33,7 @@ pub use cursor::Cursor;
 pub use extents::{Extent, ExtentState, Extents};
 pub(crate) use layout::Layout;
 pub(crate) use open::{DirtyLog, Recovered, open_layer, open_layer_for_writing, read_image_parts};
+pub(crate) use relative::paths as parent_paths;
 use write::Writer;
 pub use write::{ResizeReport, Shrink};
 
@@ -204,6 +207,15 @@ impl Image {
             Some(file_offset) => Ok(Bitmap { chunk, file_offset }),
             None => Err(self.rules.partial_without_bitmap(block).into()),
         }
+    }
+
+    /// A metadata item with its bytes.
+    pub(crate) fn item(&self, item: &MetadataItem) -> Result<Item> {
+        let mut data = vec![0; usize::try_from(item.length).unwrap_or_default()];
+        if !data.is_empty() {
+            self.storage.read_exact_at(item.offset, &mut data)?;
+        }
+        Ok(Item { id: item.id, flags: item.flags, data })
     }
 
     /// The BAT entry at `index`, as stored.

@@ -10,7 +10,9 @@
 //! only when its live bytes are those in place, so that reading it back from the file cannot
 //! resurrect older ones.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -91,14 +93,25 @@ impl Sectors {
 
     /// Images of up to `most` unlogged sectors, for an entry. They count as carried from now on:
     /// when the entry does not become stable the whole file must not be written any more.
-    pub(crate) fn take_unlogged(&self, most: usize) -> Vec<Image> {
+    ///
+    /// Where there are more, those in the range `last` (the BAT) come after all others, and the highest of
+    /// them first: an entry that makes a block partially present must not become stable before the block's
+    /// bits, nor before the BAT's entry for their bitmap block, which follows those of its chunk.
+    pub(crate) fn take_unlogged(&self, most: usize, last: &Range<u64>) -> Vec<Image> {
         let mut waiting = self.waiting();
-        let unlogged = waiting.iter_mut().filter(|(_, sector)| sector.unlogged);
-        let take = |(&offset, sector): (&u64, &mut Waiting)| {
+        let unlogged = waiting.iter().filter(|(_, sector)| sector.unlogged);
+        let mut offsets: Vec<u64> = unlogged.map(|(&offset, _)| offset).collect();
+        if offsets.len() > most {
+            offsets.sort_by_key(|offset| (last.contains(offset), Reverse(*offset)));
+            offsets.truncate(most);
+            offsets.sort_unstable();
+        }
+        let mut images = Vec::with_capacity(offsets.len());
+        for offset in offsets {
+            let Some(sector) = waiting.get_mut(&offset) else { continue };
             sector.unlogged = false;
-            (offset, Arc::new(*sector.live))
-        };
-        let images: Vec<Image> = unlogged.take(most).map(take).collect();
+            images.push((offset, Arc::new(*sector.live)));
+        }
         self.unlogged.fetch_sub(images.len(), Ordering::Relaxed);
         images
     }
@@ -169,7 +182,7 @@ mod tests {
         let file = Arc::new(MemoryStorage::new(vec![1; 8192]));
         let sectors = Sectors::new(file.clone());
         sectors.change(0, |sector| sector[0] = 2).unwrap();
-        let images = sectors.take_unlogged(9);
+        let images = sectors.take_unlogged(9, &(0..0));
         sectors.change(0, |sector| sector[0] = 3).unwrap();
         sectors.apply().unwrap();
         assert_eq!(first_byte(&*file), 1, "nothing is stable yet");
@@ -185,10 +198,10 @@ mod tests {
         let file = Arc::new(MemoryStorage::new(vec![1; 8192]));
         let sectors = Sectors::new(file.clone());
         sectors.change(0, |sector| sector[0] = 2).unwrap();
-        let first = sectors.take_unlogged(9);
+        let first = sectors.take_unlogged(9, &(0..0));
         sectors.now_logged(first);
         sectors.change(0, |sector| sector[0] = 3).unwrap();
-        let second = sectors.take_unlogged(9);
+        let second = sectors.take_unlogged(9, &(0..0));
         // The second entry is under way while the first image is written in place.
         sectors.apply().unwrap();
         assert_eq!((first_byte(&*file), live(&sectors)), (2, 3));
@@ -198,13 +211,18 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_takes_no_more_than_fits() {
+    fn a_snapshot_takes_no_more_than_fits_and_the_table_last() {
         let sectors = Sectors::new(Arc::new(MemoryStorage::new(vec![0; 65536])));
         for number in 0..10 {
             sectors.change(number * 4096, |sector| sector[0] = 1).unwrap();
         }
-        assert_eq!(sectors.take_unlogged(4).len(), 4);
+        // Two before the table, then the table's highest; in the entry they stand in order.
+        let taken = sectors.take_unlogged(4, &(8192..40960));
+        let offsets: Vec<u64> = taken.iter().map(|(offset, _)| offset / 4096).collect();
+        assert_eq!(offsets, [0, 1, 8, 9]);
         assert_eq!(sectors.unlogged(), 6);
+        let taken = sectors.take_unlogged(2, &(8192..40960));
+        assert_eq!(taken.iter().map(|(offset, _)| offset / 4096).collect::<Vec<_>>(), [6, 7]);
         assert_eq!(sectors.next_from(8192), Some(8192));
     }
 }

@@ -72,7 +72,7 @@ impl Geometry {
             |at, found| Defect::BlockSize { at, found },
         )?;
         let sector = |which| move |at, found| Defect::SectorSize { at, which, found };
-        let legal = |size| size == 512 || size == 4096;
+        let legal = Self::is_sector_size;
         let logical = judged(items.logical_sector, findings, legal, sector("logical"))?;
         let physical = judged(items.physical_sector, findings, legal, sector("physical"))?;
         let mut flags = 0;
@@ -102,6 +102,11 @@ impl Geometry {
             physical_sector: physical.unwrap_or(logical_sector),
             disk_id: items.disk_id.unwrap_or_default(),
         }))
+    }
+
+    /// Whether sectors may have so many bytes.
+    pub(crate) fn is_sector_size(bytes: u32) -> bool {
+        bytes == 512 || bytes == 4096
     }
 
     /// The geometry of a disk to be made, under the same rules as one that is read.

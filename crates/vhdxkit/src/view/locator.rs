@@ -7,7 +7,7 @@ use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::Guid;
 use crate::format::limits::MAX_LOCATOR_PAIRS;
-use crate::format::locator::{LocatorEntry, LocatorHeader, VHDX_LOCATOR};
+use crate::format::locator::{LocatorEntry, LocatorHeader, VHDX_LOCATOR, encode};
 use crate::storage::{Storage, StorageExt};
 
 use super::metadata::MetadataItem;
@@ -16,6 +16,17 @@ use super::metadata::MetadataItem;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ParentLocator {
     pairs: Vec<(String, String)>,
+}
+
+/// Where a parent lies, as a locator says it; at least one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ParentPaths {
+    /// From the child's folder, `\\` between the names.
+    pub(crate) relative: Option<String>,
+    /// With a drive letter; Windows writes it with and without `\\\\?\\` before it.
+    pub(crate) absolute_win32: Option<String>,
+    /// With the GUID of a volume.
+    pub(crate) volume: Option<String>,
 }
 
 impl ParentLocator {
@@ -71,6 +82,43 @@ impl ParentLocator {
     #[must_use]
     pub fn linkage2(&self) -> Option<Guid> {
         self.get("parent_linkage2")?.parse().ok().filter(|guid: &Guid| !guid.is_zero())
+    }
+
+    /// A locator with these identities and paths, its keys in the order in which Windows writes them. A
+    /// second identity that is not given is the zero GUID, as Windows has it.
+    pub(crate) fn new(linkage: Guid, linkage2: Option<Guid>, paths: &ParentPaths) -> Self {
+        let guid = |guid: Guid| Some(format!("{{{guid}}}"));
+        let pairs = [
+            ("parent_linkage", guid(linkage)),
+            ("absolute_win32_path", paths.absolute_win32.clone()),
+            ("relative_path", paths.relative.clone()),
+            ("volume_path", paths.volume.clone()),
+            ("parent_linkage2", guid(linkage2.unwrap_or_default())),
+        ];
+        let given = pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        Self { pairs: given.collect() }
+    }
+
+    /// The same paths with other identities, and everything else that stands there.
+    pub(crate) fn with_linkage(&self, linkage: Guid, linkage2: Option<Guid>) -> Self {
+        let mut pairs = self.pairs.clone();
+        let guids =
+            [("parent_linkage", linkage), ("parent_linkage2", linkage2.unwrap_or_default())];
+        for (key, guid) in guids {
+            let value = format!("{{{guid}}}");
+            match pairs.iter_mut().find(|(name, _)| name == key) {
+                Some((_, old)) => *old = value,
+                None => pairs.push((key.to_owned(), value)),
+            }
+        }
+        Self { pairs }
+    }
+
+    /// The item's bytes; `None` when a string is too long for its field.
+    pub(crate) fn to_bytes(&self) -> Option<Vec<u8>> {
+        let pairs: Vec<(&str, &str)> =
+            self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        encode(&pairs)
     }
 
     #[cfg(test)]

@@ -18,6 +18,12 @@ pub(super) struct Gate<'a> {
     block: u64,
 }
 
+impl Gate<'_> {
+    pub(super) fn block(&self) -> u64 {
+        self.block
+    }
+}
+
 impl Drop for Gate<'_> {
     fn drop(&mut self) {
         self.writer.state().busy.remove(&self.block);
@@ -32,6 +38,17 @@ pub(super) struct Publication {
     pub(super) place: Option<Place>,
     /// Space that it gives up.
     pub(super) dropped: Option<Range<u64>>,
+    /// Until now the block read as its parent's bytes, not as zeros.
+    pub(super) covers_parent: bool,
+}
+
+impl State {
+    /// Space comes into use with the next commit.
+    pub(super) fn expose(&mut self, place: Place) {
+        self.payload_first |= !place.proven;
+        self.exposed = self.exposed.max(place.end());
+        self.space.used(place.end());
+    }
 }
 
 impl Writer {
@@ -69,6 +86,30 @@ impl Writer {
         self.grow(&mut state, length)?;
         let place = state.space.allocate_block();
         place.ok_or_else(|| Error::limit("the file cannot grow any more"))
+    }
+
+    /// Room that reads as zeros, in one piece, for metadata. It comes into use with
+    /// [`State::expose`].
+    pub(super) fn room(&self, length: u64) -> Result<Place> {
+        self.reap()?;
+        let mut state = self.state();
+        let place = match state.space.allocate(length) {
+            Some(place) => place,
+            None => {
+                self.grow_by(&mut state, length)?;
+                let place = state.space.allocate(length);
+                place.ok_or_else(|| Error::limit("the file cannot grow any more"))?
+            }
+        };
+        drop(state);
+        if !place.zero {
+            let cleared = self.file.punch(place.offset..place.end());
+            if let Err(error) = cleared {
+                self.give_back(place);
+                return Err(Error::io("cannot clear new space", place.offset, error));
+            }
+        }
+        Ok(place)
     }
 
     /// Extends the file by a step, or, where that is more than it can have, by what is needed.
@@ -139,6 +180,26 @@ impl Writer {
         })
     }
 
+    /// Changes bytes of metadata in memory, across sectors where they lie so. The caller makes them one
+    /// commit.
+    pub(super) fn put_bytes(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        let sector = u64::from(crate::format::LOG_SECTOR);
+        let (mut at, mut rest) = (at, bytes);
+        while !rest.is_empty() {
+            let within = usize::try_from(at % sector).unwrap_or_default();
+            let room = LOG_SECTOR_LEN.saturating_sub(within);
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.sectors.change(at.saturating_sub(at % sector), |bytes| {
+                for (to, from) in bytes.iter_mut().skip(within).zip(now) {
+                    *to = *from;
+                }
+            })?;
+            at = at.saturating_add(u64::try_from(now.len()).unwrap_or(u64::MAX));
+            rest = later;
+        }
+        Ok(())
+    }
+
     /// Space that was handed out and not used after all.
     pub(super) fn give_back(&self, place: Place) {
         self.state().space.give_back(place);
@@ -159,11 +220,10 @@ impl Image {
         writer.require_usable()?;
         self.bat.set(self.geometry.payload_index(block), raw)?;
         if let Some(place) = change.place {
-            state.payload_first |= !place.proven;
-            state.exposed = state.exposed.max(place.end());
+            state.payload_first |= change.covers_parent;
             state.placed = state.placed.saturating_add(1);
-            state.space.used(place.end());
             state.unplaced = state.unplaced.saturating_sub(1);
+            state.expose(place);
         }
         if let Some(range) = change.dropped {
             state.dropped.push(range);

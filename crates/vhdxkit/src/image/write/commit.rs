@@ -169,7 +169,7 @@ impl Writer {
         // Cleared first: what is written from now on belongs to the next commit.
         self.unsynced.store(false, Ordering::Release);
         let zeroes = std::mem::take(&mut state.zeroes);
-        let images = self.sectors.take_unlogged(room);
+        let images = self.sectors.take_unlogged(room, &state.bat);
         let more = self.sectors.unlogged() > 0;
         let payload_first = state.payload_first || state.exposed > state.space.durable_length();
         let dropped = if more { Vec::new() } else { std::mem::take(&mut state.dropped) };

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 
 use super::Writer;
 use super::blocks::Publication;
+use super::sectors::Payload;
+use super::session::Identity;
 
 /// Zeros to be written where a hole would be wrong or too small to be worth it.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -94,7 +96,7 @@ impl Image {
     fn writer_for(&self, offset: u64, length: u64) -> Result<&Writer> {
         let writer = self.require_writable(offset, length)?;
         if length > 0 {
-            self.begin_session(writer)?;
+            self.begin_session(writer, Identity::New)?;
         }
         Ok(writer)
     }
@@ -126,11 +128,18 @@ impl Image {
                 return Ok(());
             }
             let gate = writer.gate(block)?;
-            if let Block::Absent(_) = self.block(block)? {
-                return self.write_first(writer, block, within, bytes);
+            let part =
+                within..within.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            match self.block(block)? {
+                // Somebody else's first write was quicker.
+                Block::Present { .. } => drop(gate),
+                Block::Absent(state)
+                    if !self.shows_parent(state) || self.is_whole(block, &part) =>
+                {
+                    return self.write_first(writer, block, within, bytes);
+                }
+                _ => return self.put_sectors(writer, &gate, part, Payload::Bytes(bytes)),
             }
-            // Somebody else's first write was quicker.
-            drop(gate);
         }
     }
 
@@ -143,7 +152,17 @@ impl Image {
         bytes: &[u8],
     ) -> Result<bool> {
         let _pin = writer.pins.pin();
-        let Block::Present { file_offset } = self.block(block)? else { return Ok(false) };
+        let file_offset = match self.block(block)? {
+            Block::Present { file_offset } => file_offset,
+            Block::Partial { file_offset } => {
+                let end = within.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                if !self.holds(block, within..end)? {
+                    return Ok(false);
+                }
+                file_offset
+            }
+            Block::Absent(_) => return Ok(false),
+        };
         write(writer, file_offset.saturating_add(within), bytes)?;
         Ok(true)
     }
@@ -159,7 +178,9 @@ impl Image {
         // A trimmed block may have kept its old place. That is not used again: it still holds what the
         // guest has given up.
         let dropped = self.kept_place(block)?;
-        let change = Publication { place: Some(place), dropped };
+        let covers_parent =
+            matches!(self.block(block)?, Block::Absent(state) if self.shows_parent(state));
+        let change = Publication { place: Some(place), dropped, covers_parent };
         let published = filled.and_then(|()| self.publish(writer, block, raw, change));
         if published.is_err() {
             writer.give_back(place);
@@ -195,51 +216,90 @@ impl Image {
             let start = self.geometry.block_start(block);
             let end = start.saturating_add(used).min(range.end);
             let part = within..end.saturating_sub(start);
-            self.zero_in_block(writer, block, part, used, how)?;
+            self.zero_in_block(writer, block, part, how)?;
             at = end;
         }
         self.wrote(writer)
     }
 
-    /// Zeroes part of a block, `used` bytes of which the disk has.
+    /// Zeroes part of a block, or all of it.
     fn zero_in_block(
         &self,
         writer: &Writer,
         block: u64,
         part: Range<u64>,
-        used: u64,
         how: Zeroing,
     ) -> Result<()> {
         let dynamic = self.geometry.disk_type() != DiskType::Fixed;
-        let whole = part.start == 0 && part.end == used;
-        if whole && dynamic && self.drop_block(writer, block, how)? {
+        if dynamic && self.is_whole(block, &part) {
+            return self.drop_block(writer, block, how);
+        }
+        if self.zero_in_place(writer, block, &part, how)? {
             return Ok(());
         }
-        let _pin = writer.pins.pin();
-        // A block without a place reads as zeros already.
-        let Block::Present { file_offset } = self.block(block)? else { return Ok(()) };
-        let part = part.start.saturating_add(file_offset)..part.end.saturating_add(file_offset);
-        match how {
-            Zeroing::Zero => zero(writer, part, dynamic),
-            Zeroing::Discard => punch_inside(writer, part).map(|_| ()),
+        let gate = writer.gate(block)?;
+        match self.block(block)? {
+            // Somebody else's first write was quicker.
+            Block::Present { .. } => self.zero_in_place(writer, block, &part, how).map(|_| ()),
+            Block::Absent(state) if !self.shows_parent(state) => Ok(()),
+            Block::Absent(_) if self.parent_shows_zeros(block, &part)? => Ok(()),
+            _ => self.put_sectors(writer, &gate, part, Payload::Zeros),
         }
     }
 
-    /// Takes a whole block's place away; `false` when somebody else is just writing to it first.
-    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<bool> {
+    /// Zeroes part of a block where that takes no change of the mapping; `false` when it does.
+    fn zero_in_place(
+        &self,
+        writer: &Writer,
+        block: u64,
+        part: &Range<u64>,
+        how: Zeroing,
+    ) -> Result<bool> {
+        let _pin = writer.pins.pin();
+        let file_offset = match self.block(block)? {
+            Block::Present { file_offset } => file_offset,
+            Block::Partial { file_offset } if self.holds(block, part.clone())? => file_offset,
+            // Only a hint: what the parent shows may stay.
+            Block::Partial { .. } => return Ok(how == Zeroing::Discard),
+            Block::Absent(state) => {
+                // A block without a place reads as zeros already, unless it is the parent's.
+                return Ok(how == Zeroing::Discard || !self.shows_parent(state));
+            }
+        };
+        let range = part.start.saturating_add(file_offset)..part.end.saturating_add(file_offset);
+        match how {
+            Zeroing::Zero => {
+                zero(writer, range, self.geometry.disk_type() != DiskType::Fixed)?;
+            }
+            Zeroing::Discard => {
+                punch_inside(writer, range)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a whole block's place away. In a child the block must not show its parent afterwards.
+    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<()> {
         let _gate = writer.gate(block)?;
-        let Block::Present { file_offset } = self.block(block)? else { return Ok(true) };
+        let length = u64::from(self.geometry.block_size());
+        let dropped = match self.block(block)? {
+            Block::Present { file_offset } | Block::Partial { file_offset } => {
+                Some(file_offset..file_offset.saturating_add(length))
+            }
+            Block::Absent(state) if self.shows_parent(state) => {
+                if self.parent_shows_zeros(block, &(0..self.geometry.used_bytes(block)))? {
+                    return Ok(());
+                }
+                None
+            }
+            Block::Absent(_) => return Ok(()),
+        };
         let state = match how {
             Zeroing::Zero => PayloadState::Zero,
             Zeroing::Discard => PayloadState::Unmapped,
         };
-        let length = u64::from(self.geometry.block_size());
-        let change = Publication {
-            place: None,
-            dropped: Some(file_offset..file_offset.saturating_add(length)),
-        };
-        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)?;
-        Ok(true)
+        let change = Publication { dropped, ..Publication::default() };
+        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)
     }
 }
 
@@ -257,7 +317,7 @@ fn fill(writer: &Writer, place: Place, whole: bool, within: u64, bytes: &[u8]) -
     write(writer, place.offset.saturating_add(within), bytes)
 }
 
-fn write(writer: &Writer, at: u64, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(writer: &Writer, at: u64, bytes: &[u8]) -> Result<()> {
     writer.file.write_at(at, bytes).map_err(failed("cannot write the disk's data", at))
 }
 

@@ -5,9 +5,10 @@
 //! * `guest`: what a guest asks for: write, zero, discard. Payload goes into the file at once; the
 //!   mapping changes in memory.
 //! * `blocks`: one change of a block's mapping at a time, and room for it.
+//! * `sectors`: blocks of a child that hold only some of their sectors.
 //! * `commit`: what a flush does: one log entry for all changes of the mapping so far, one sync.
 //! * `session`: the first write of all, and the clean close.
-//! * `resize`: another size.
+//! * `resize`: another size. `items`: other metadata, such as the parent locator.
 //!
 //! # What makes a mapping change safe
 //! A block's new entry is published (seen by readers, taken by the next commit) only when the payload
@@ -29,7 +30,9 @@
 mod blocks;
 mod commit;
 mod guest;
+mod items;
 mod resize;
+mod sectors;
 mod session;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -66,6 +69,8 @@ pub(crate) struct Writer {
     /// The FileWriteGuid is this session's already: a replay has changed it.
     replayed: bool,
     status: AtomicU8,
+    /// The disk has this session's DataWriteGuid.
+    identified: AtomicBool,
     poison: OnceLock<String>,
     /// Something was written since the last sync began.
     unsynced: AtomicBool,
@@ -91,6 +96,8 @@ struct State {
     retired: VecDeque<(u64, Range<u64>)>,
     /// Space that entries of the present epoch write to.
     held: Vec<Range<u64>>,
+    /// Where the BAT lies.
+    bat: Range<u64>,
     /// Ranges that the next commit zeroes, before its data.
     zeroes: Vec<Range<u64>>,
     /// A published block relies on payload that a crash must not take: sync before the entry.
@@ -119,6 +126,7 @@ impl Writer {
             pins: Pins::default(),
             replayed,
             status: AtomicU8::new(IDLE),
+            identified: AtomicBool::new(false),
             poison: OnceLock::new(),
             unsynced: AtomicBool::new(false),
             dropped: AtomicUsize::new(0),
@@ -131,6 +139,7 @@ impl Writer {
                 dropped: Vec::new(),
                 retired: VecDeque::new(),
                 held: Vec::new(),
+                bat: 0..0,
                 zeroes: Vec::new(),
                 payload_first: false,
                 exposed: 0,

@@ -12,6 +12,9 @@
 //! both region tables. The old table's space is given to nobody before the next epoch of the log, since
 //! entries of the present one write to it when they are replayed.
 //!
+//! A child's new blocks read as zeros, too: where its parent is larger than the child was, they are given
+//! the state ZERO, and the end of the last block zeros of its own.
+//!
 //! **Shrinking.** The one entry carries the size, and zeroes the table behind the new end. The space of
 //! the blocks behind it is free once the entry is stable.
 
@@ -22,7 +25,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
 use crate::findings::Findings;
-use crate::format::bat::{ENTRY_LENGTH, PayloadState, RawEntry};
+use crate::format::bat::{ENTRY_LENGTH, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK};
 use crate::format::metadata::VIRTUAL_DISK_SIZE;
 use crate::format::region::{BAT_REGION, RegionTableEntry, encode_table};
 use crate::format::{LOG_SECTOR, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
@@ -31,11 +34,13 @@ use crate::image::layout::region_length;
 use crate::image::open::{Recovered, read_image_parts};
 use crate::map::{Bat, Bitmaps, Block, Place, walk};
 use crate::storage::{DataRuns, Storage, StorageExt};
-use crate::view::geometry::{DiskType, Geometry};
+use crate::view::geometry::{BatSlot, DiskType, Geometry};
 use crate::view::regions::Region;
 use crate::{Error, Result};
 
 use super::Writer;
+use super::sectors::Payload;
+use super::session::Identity;
 
 /// What a change of size did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +88,7 @@ impl Image {
             self.require_zeros(new_size..old.virtual_size())?;
         }
         let writer = self.writer()?;
-        self.begin_session(writer)?;
+        self.begin_session(writer, Identity::New)?;
         if new_size > old.virtual_size() {
             report.table_moved = self.grow_disk(writer, &new)?;
         } else {
@@ -97,7 +102,11 @@ impl Image {
     }
 
     /// The part of a change that decides. When it fails nobody knows which size the file has.
-    fn decide(&self, writer: &Writer, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn decide(
+        &self,
+        writer: &Writer,
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         change().and_then(|()| self.commit_now(writer)).map_err(|error| writer.poison(error))
     }
 
@@ -106,9 +115,12 @@ impl Image {
         let mut buf = vec![0; COPY_STEP];
         for extent in self.extents(range) {
             let extent = extent?;
+            let Some(layer) = self.layer(extent.depth) else {
+                return Err(Error::parent_needed("cutting the disk off"));
+            };
             let Some(place) = extent.file_offset else { continue };
             let end = place.saturating_add(extent.length);
-            for_each_data(&*self.storage, place..end, &mut buf, &mut |at, bytes| {
+            for_each_data(&*layer.storage, place..end, &mut buf, &mut |at, bytes| {
                 let Some(first) = bytes.iter().position(|byte| *byte != 0) else { return Ok(()) };
                 let first = at.saturating_add(u64::try_from(first).unwrap_or_default());
                 let first = extent.start.saturating_add(first.saturating_sub(place));
@@ -123,38 +135,20 @@ impl Image {
     /// Whether the table had to move.
     fn grow_disk(&self, writer: &Writer, new: &Geometry) -> Result<bool> {
         self.clear_end_of_last_block(writer)?;
-        let added = self.geometry.blocks()..new.blocks();
-        let first = added.start;
-        let placed = match new.disk_type() {
-            DiskType::Fixed if !added.is_empty() => {
-                let count = added.end.saturating_sub(added.start);
-                Some(self.room_for(writer, count.saturating_mul(u64::from(new.block_size())))?)
-            }
-            _ => None,
-        };
-        let entry = |block: u64| match placed {
-            Some(place) => {
-                let number = block.saturating_sub(first);
-                let within = number.saturating_mul(u64::from(new.block_size()));
-                let at = place.offset.saturating_add(within);
-                RawEntry::new(PayloadState::FullyPresent.to_raw(), at)
-            }
-            None => RawEntry::default(),
-        };
         let bat = self.regions.bat();
         let moves = new.bat_bytes() > u64::from(bat.length);
+        self.clear_new_entries(writer, if moves { &self.geometry } else { new })?;
+        let added = self.added_entries(writer, new)?;
+        writer.flush()?;
         let mut region = None;
         if moves {
-            region = Some(self.write_new_table(writer, new, &entry, added)?);
+            region = Some(self.write_new_table(writer, new, &added)?);
         } else {
-            self.clear_new_entries(writer, new)?;
-            if placed.is_some() {
-                // Behind the old end of the table nobody looks: as many commits as it takes.
-                for block in added {
-                    self.bat.set(new.payload_index(block), entry(block))?;
-                    if writer.sectors.unlogged() >= super::guest::COMMIT_AT {
-                        writer.flush()?;
-                    }
+            // Behind the old end of the table nobody looks: as many commits as it takes.
+            for (block, raw) in added.iter() {
+                self.bat.set(new.payload_index(block), raw)?;
+                if writer.sectors.unlogged() >= super::guest::COMMIT_AT {
+                    writer.flush()?;
                 }
             }
             writer.flush()?;
@@ -172,13 +166,34 @@ impl Image {
         Ok(moves)
     }
 
+    /// What the entries of new blocks say.
+    fn added_entries(&self, writer: &Writer, new: &Geometry) -> Result<Added> {
+        let blocks = self.geometry.blocks()..new.blocks();
+        let block_size = u64::from(new.block_size());
+        match new.disk_type() {
+            DiskType::Fixed if !blocks.is_empty() => {
+                let count = blocks.end.saturating_sub(blocks.start);
+                let place = self.room_for(writer, count.saturating_mul(block_size))?;
+                Ok(Added::Placed { blocks, first: place.offset, block_size })
+            }
+            // A parent that is larger must not show.
+            DiskType::Differencing => {
+                let parent = self.parent().map_or(0, Self::virtual_size).div_ceil(block_size);
+                Ok(Added::Zero { blocks: blocks.start..blocks.end.min(parent) })
+            }
+            _ => Ok(Added::Zero { blocks: 0..0 }),
+        }
+    }
+
     fn shrink_disk(&self, writer: &Writer, new: &Geometry) -> Result<()> {
         let page = u64::from(LOG_SECTOR) / ENTRY_LENGTH;
         // The zeroed range goes in place at once, and no older image may follow it there.
         writer.sectors.apply()?;
         let (first, end) = (new.bat_entries(), self.geometry.bat_entries());
         let whole = first.next_multiple_of(page);
+        let bitmaps = self.bitmaps_behind(new)?;
         self.decide(writer, || {
+            self.cut_last_chunk(new)?;
             for index in first..whole.min(end) {
                 self.bat.set(index, RawEntry::default())?;
             }
@@ -188,14 +203,62 @@ impl Image {
                 writer.state().zeroes.push(range);
             }
             self.stage_size(writer, new)
-        })
+        })?;
+        // Entries of this epoch may write to them.
+        writer.state().held.extend(bitmaps);
+        Ok(())
+    }
+
+    /// A child's table has entries up to the end of the last chunk: those of blocks that go are
+    /// cleared. So are the bits behind the end in the block that stays in part.
+    fn cut_last_chunk(&self, new: &Geometry) -> Result<()> {
+        if !new.is_differencing() {
+            return Ok(());
+        }
+        let chunk_end = new.chunks().saturating_mul(new.chunk_ratio());
+        for block in new.blocks()..self.geometry.blocks().min(chunk_end) {
+            let index = new.payload_index(block);
+            if self.bat.entry(index)? != RawEntry::default() {
+                self.bat.set(index, RawEntry::default())?;
+            }
+        }
+        let last = new.blocks().saturating_sub(1);
+        if let Block::Partial { .. } = self.block(last)? {
+            let behind = new.used_bytes(last)..u64::from(new.block_size());
+            self.bitmaps.set(self.bitmap_of(last)?, self.bits_of(last, &behind), false)?;
+        }
+        Ok(())
+    }
+
+    /// Where the sector bitmaps of chunks behind the new end lie.
+    fn bitmaps_behind(&self, new: &Geometry) -> Result<Vec<Range<u64>>> {
+        let mut found = Vec::new();
+        if new.is_differencing() {
+            for chunk in new.chunks()..self.geometry.chunks() {
+                let place = self.sector_bitmap(chunk)?;
+                found.extend(place.map(|at| at..at.saturating_add(SECTOR_BITMAP_BLOCK)));
+            }
+        }
+        Ok(found)
     }
 
     /// Zeroes what the last block has behind the end of the disk.
     fn clear_end_of_last_block(&self, writer: &Writer) -> Result<()> {
         let last = self.geometry.blocks().saturating_sub(1);
         let used = self.geometry.used_bytes(last);
-        let Block::Present { file_offset } = self.block(last)? else { return Ok(()) };
+        let block_size = u64::from(self.geometry.block_size());
+        let file_offset = match self.block(last)? {
+            Block::Present { file_offset } => file_offset,
+            _ if used == block_size => return Ok(()),
+            Block::Partial { .. } => return self.own_end_of_block(writer, last),
+            Block::Absent(state) if self.shows_parent(state) => {
+                return match self.parent().is_some_and(|p| p.virtual_size() > self.virtual_size()) {
+                    true => self.own_end_of_block(writer, last),
+                    false => Ok(()),
+                };
+            }
+            Block::Absent(_) => return Ok(()),
+        };
         let end = file_offset.saturating_add(u64::from(self.geometry.block_size()));
         let rest = file_offset.saturating_add(used)..end;
         if rest.is_empty() {
@@ -212,15 +275,28 @@ impl Image {
         Ok(())
     }
 
-    /// Clears entries that an enlarged table uses and that hold something, in as many commits as it
-    /// takes: nobody looks at them yet.
+    /// Gives a child's last block zeros of its own behind the end of the disk, where a larger parent
+    /// would show when the disk grows.
+    fn own_end_of_block(&self, writer: &Writer, last: u64) -> Result<()> {
+        let behind = self.geometry.used_bytes(last)..u64::from(self.geometry.block_size());
+        let gate = writer.gate(last)?;
+        self.put_sectors(writer, &gate, behind, Payload::Zeros)
+    }
+
+    /// Clears entries behind the last block's, up to the end of a geometry's table, that hold something,
+    /// in as many commits as it takes: nobody looks at them yet.
     fn clear_new_entries(&self, writer: &Writer, new: &Geometry) -> Result<()> {
-        let (first, end) = (self.geometry.bat_entries(), new.bat_entries());
+        let (first, end) = (self.geometry.payload_index(self.geometry.blocks()), new.bat_entries());
+        let bitmaps = self.geometry.bat_entries();
         let mut junk = Vec::new();
         let entries = end.saturating_sub(first);
         walk(&*self.storage, self.rules.at(first), entries, &mut |stretch| {
             let found = stretch.entries().filter(|(_, raw)| raw.0 != 0);
-            junk.extend(found.map(|(index, _)| index.saturating_add(first)));
+            let found = found.map(|(index, _)| index.saturating_add(first));
+            // The entry of a child's last sector bitmap lies among them, and stays.
+            junk.extend(found.filter(|&index| {
+                index >= bitmaps || !matches!(self.geometry.slot(index), BatSlot::Bitmap(_))
+            }));
             Ok(())
         })?;
         for index in junk {
@@ -232,37 +308,18 @@ impl Image {
         Ok(())
     }
 
-    /// Room that reads as zeros, in one piece.
+    /// Room that reads as zeros, in one piece, for what is written without the log: durable before the
+    /// next entry.
     fn room_for(&self, writer: &Writer, length: u64) -> Result<Place> {
-        writer.reap()?;
+        let place = writer.room(length)?;
         let mut state = writer.state();
-        let place = match state.space.allocate(length) {
-            Some(place) => place,
-            None => {
-                writer.grow_by(&mut state, length)?;
-                let place = state.space.allocate(length);
-                place.ok_or_else(|| Error::limit("the file cannot grow any more"))?
-            }
-        };
-        state.space.used(place.end());
+        state.expose(place);
         state.payload_first = true;
-        drop(state);
-        if !place.zero {
-            let range = place.offset..place.end();
-            let punched = writer.file.punch(range);
-            punched.map_err(|e| Error::io("cannot clear new space", place.offset, e))?;
-        }
         Ok(place)
     }
 
     /// Writes the table for the new size to fresh space. It counts when the region table says so.
-    fn write_new_table(
-        &self,
-        writer: &Writer,
-        new: &Geometry,
-        entry: &dyn Fn(u64) -> RawEntry,
-        added: Range<u64>,
-    ) -> Result<Region> {
+    fn write_new_table(&self, writer: &Writer, new: &Geometry, added: &Added) -> Result<Region> {
         let length = region_length(new.bat_bytes())?;
         // What is copied below is the file's own bytes: they have to be the newest.
         writer.sectors.apply()?;
@@ -274,13 +331,10 @@ impl Image {
             let to = place.offset.saturating_add(at.saturating_sub(old));
             writer.file.write_at(to, bytes).map_err(failed(to))
         })?;
-        for block in added {
-            let raw = entry(block);
-            if raw != RawEntry::default() {
-                let within = new.payload_index(block).saturating_mul(ENTRY_LENGTH);
-                let to = place.offset.saturating_add(within);
-                writer.file.write_at(to, &raw.0.to_le_bytes()).map_err(failed(to))?;
-            }
+        for (block, raw) in added.iter() {
+            let within = new.payload_index(block).saturating_mul(ENTRY_LENGTH);
+            let to = place.offset.saturating_add(within);
+            writer.file.write_at(to, &raw.0.to_le_bytes()).map_err(failed(to))?;
         }
         Ok(Region { offset: place.offset, length, ..self.regions.bat() })
     }
@@ -314,18 +368,7 @@ impl Image {
     fn stage_size(&self, writer: &Writer, new: &Geometry) -> Result<()> {
         let item = self.metadata.system_item(VIRTUAL_DISK_SIZE);
         let item = item.ok_or_else(|| Error::invalid("the image has no Virtual Disk Size"))?;
-        let size = U64::new(new.virtual_size());
-        // The item may lie across two sectors: it is changed byte by byte.
-        for (at, byte) in (item.offset..).zip(size.as_bytes()) {
-            let sector = at & !0xFFF;
-            let within = usize::try_from(at & 0xFFF).unwrap_or_default();
-            writer.sectors.change(sector, |bytes| {
-                if let Some(place) = bytes.get_mut(within) {
-                    *place = *byte;
-                }
-            })?;
-        }
-        Ok(())
+        writer.put_bytes(item.offset, U64::new(new.virtual_size()).as_bytes())
     }
 
     /// Commits what is staged, which is little enough for one entry, and puts it in place.
@@ -336,6 +379,12 @@ impl Image {
 
     /// Reads everything again that a new size changes.
     fn reassemble(&mut self) -> Result<()> {
+        self.reload()?;
+        self.survey_again()
+    }
+
+    /// Reads regions and metadata again.
+    pub(super) fn reload(&mut self) -> Result<()> {
         let writer = self.writer()?;
         let recovered = Recovered {
             storage: Arc::clone(&self.storage),
@@ -355,7 +404,37 @@ impl Image {
         self.geometry = geometry;
         self.regions = parts.regions;
         self.metadata = parts.metadata;
-        self.survey_again()
+        self.locator = parts.locator;
+        Ok(())
+    }
+}
+
+/// The entries of blocks that a larger disk adds, those that are not NOT_PRESENT.
+enum Added {
+    /// One after another from a file offset on.
+    Placed { blocks: Range<u64>, first: u64, block_size: u64 },
+    /// Zeros.
+    Zero { blocks: Range<u64> },
+}
+
+impl Added {
+    fn iter(&self) -> impl Iterator<Item = (u64, RawEntry)> {
+        let (blocks, place) = match self {
+            Self::Placed { blocks, first, block_size } => (blocks, Some((*first, *block_size))),
+            Self::Zero { blocks } => (blocks, None),
+        };
+        let start = blocks.start;
+        blocks.clone().map(move |block| {
+            let raw = match place {
+                Some((first, block_size)) => {
+                    let within = block.saturating_sub(start).saturating_mul(block_size);
+                    let state = PayloadState::FullyPresent.to_raw();
+                    RawEntry::new(state, first.saturating_add(within))
+                }
+                None => RawEntry::new(PayloadState::Zero.to_raw(), 0),
+            };
+            (block, raw)
+        })
     }
 }
 

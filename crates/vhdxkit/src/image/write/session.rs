@@ -3,7 +3,8 @@
 //! # The first change
 //! Before anything else in the file changes, a header with a new FileWriteGuid and, since the guest
 //! is about to change what it sees, a new DataWriteGuid is made durable (MS-VHDX 2.2.2.1). An image
-//! that is opened for writing and never written keeps its identity.
+//! that is opened for writing and never written keeps its identity; so does one of which only the file's
+//! own metadata changes, such as the path to its parent.
 //!
 //! This is also when the table is read once as a whole, to learn which space is free. A table in
 //! which two blocks claim the same space is refused here: writing one would change the other.
@@ -16,44 +17,71 @@
 use std::sync::atomic::Ordering;
 
 use crate::defect::Defect;
-use crate::format::HEADER_SECTION_LENGTH;
 use crate::format::bat::SECTOR_BITMAP_BLOCK;
+use crate::format::{Guid, HEADER_SECTION_LENGTH};
 use crate::image::Image;
 use crate::log::LogWriter;
-use crate::map::{Contents, Space, SpaceMap, walk};
+use crate::map::{Contents, EntryRules, Space, SpaceMap, walk};
 use crate::storage::{DataRuns, Storage, StorageExt};
 use crate::view::geometry::BatSlot;
 use crate::{Error, Result};
 
 use super::{CLOSED, IDLE, RUNNING, State, Writer};
 
+/// What a change means for the disk's DataWriteGuid, by which children know their parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// The guest's view does not change.
+    Keep,
+    /// It does: the session gives the disk a new one, once.
+    New,
+    /// It does, and the disk's children have been told this one.
+    Set(Guid),
+}
+
 impl Image {
     /// Makes sure that the session's header is stable and the file's space is known.
-    pub(super) fn begin_session(&self, writer: &Writer) -> Result<()> {
-        if writer.status.load(Ordering::Acquire) == RUNNING {
+    pub(super) fn begin_session(&self, writer: &Writer, identity: Identity) -> Result<()> {
+        if writer.has_begun(identity) {
             return Ok(());
         }
         let mut log = writer.log();
         writer.require_usable()?;
-        if writer.status.load(Ordering::Acquire) == RUNNING {
+        if writer.has_begun(identity) {
             return Ok(());
         }
-        self.survey(&mut writer.state())?;
-        self.write_session_header(writer, &mut log).map_err(|error| writer.poison(error))?;
+        if writer.status.load(Ordering::Acquire) == IDLE {
+            self.survey(&mut writer.state())?;
+        }
+        let written = self.write_session_header(writer, &mut log, identity);
+        written.map_err(|error| writer.poison(error))?;
+        if identity != Identity::Keep {
+            writer.identified.store(true, Ordering::Release);
+        }
         writer.status.store(RUNNING, Ordering::Release);
         Ok(())
     }
 
-    fn write_session_header(&self, writer: &Writer, log: &mut LogWriter) -> Result<()> {
+    fn write_session_header(
+        &self,
+        writer: &Writer,
+        log: &mut LogWriter,
+        identity: Identity,
+    ) -> Result<()> {
         let (file, data) = (writer.guids.guid(), writer.guids.guid());
+        let fresh = writer.status.load(Ordering::Acquire) == IDLE && !writer.replayed;
         let storage = &*writer.file;
         // Besides this one, its copy, and the three of a close.
         log.headers().require_room(5)?;
         log.headers().put(storage, |header| {
-            if !writer.replayed {
+            if fresh {
                 header.file_write_guid = file;
             }
-            header.data_write_guid = data;
+            match identity {
+                Identity::Keep => {}
+                Identity::New => header.data_write_guid = data,
+                Identity::Set(guid) => header.data_write_guid = guid,
+            }
         })?;
         writer.sync(log)?;
         log.headers().put_second(storage)
@@ -92,14 +120,16 @@ impl Image {
             claim(held.start, held.end.saturating_sub(held.start));
         }
         let block = u64::from(self.geometry.block_size());
+        // The file may have grown since it was opened.
+        let rules = EntryRules { file_size: length, ..self.rules };
         let mut placed = 0u64;
         let entries = self.geometry.bat_entries();
-        walk(&*self.storage, self.rules.bat_offset, entries, &mut |stretch| {
+        walk(&*self.storage, rules.bat_offset, entries, &mut |stretch| {
             for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
                 let (place, length) = match self.geometry.slot(index) {
-                    BatSlot::Payload(_) => (self.rules.owned(raw), block),
+                    BatSlot::Payload(_) => (rules.owned(raw), block),
                     BatSlot::Bitmap(chunk) => {
-                        (self.rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK)
+                        (rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK)
                     }
                     BatSlot::Padding => continue,
                 };
@@ -107,7 +137,7 @@ impl Image {
                 placed = placed.saturating_add(1);
                 if let Some(at) = claim(place, length) {
                     return Err(Defect::BlockOverlap {
-                        at: self.rules.at(index),
+                        at: rules.at(index),
                         what: format!("BAT entry {index}"),
                         file_offset: at,
                         with: "space that something else takes".to_owned(),
@@ -122,6 +152,8 @@ impl Image {
             self.release_gap(&mut space, gap)?;
         }
         state.space = space;
+        let bat = self.regions.bat();
+        state.bat = bat.offset..bat.end();
         self.writer()?.length.store(length, Ordering::Release);
         state.unplaced = self.geometry.blocks().saturating_sub(placed);
         Ok(())
@@ -163,6 +195,17 @@ impl Image {
 }
 
 impl Writer {
+    /// Whether the session's header allows a change of this kind.
+    fn has_begun(&self, identity: Identity) -> bool {
+        let identified = match identity {
+            Identity::Keep => true,
+            Identity::New => self.identified.load(Ordering::Acquire),
+            // Rare, and never on the way of a guest's write.
+            Identity::Set(_) => false,
+        };
+        identified && self.status.load(Ordering::Acquire) == RUNNING
+    }
+
     fn close(&self) -> Result<()> {
         let mut log = self.log();
         // Under the lock of the log nobody else begins, ends or poisons a session.
