@@ -56,7 +56,7 @@ pub enum Operation {
 pub enum Start {
     /// An empty disk of six blocks of 1 MiB.
     Fresh,
-    /// The same, in a file with free space that holds foreign bytes.
+    /// Six blocks of 2 MiB, in a file with free space that holds foreign bytes, and holes between them.
     Recycled,
     /// A fixed disk of five blocks.
     Fixed,
@@ -78,7 +78,8 @@ pub struct Workload {
 impl Start {
     fn options(self) -> CreateOptions {
         match self {
-            Self::Fresh | Self::Recycled => CreateOptions::new(6 * MIB).block_size(1 << 20),
+            Self::Fresh => CreateOptions::new(6 * MIB).block_size(1 << 20),
+            Self::Recycled => CreateOptions::new(12 * MIB).block_size(2 << 20),
             Self::Fixed => CreateOptions::new(5 * MIB).block_size(1 << 20).fixed(true),
             Self::Border => CreateOptions::new(18 << 28).block_size(1 << 28),
         }
@@ -88,7 +89,11 @@ impl Start {
     /// Bytes of a block.
     #[must_use]
     pub fn block(self) -> u64 {
-        if self == Self::Border { 256 * MIB } else { MIB }
+        match self {
+            Self::Fresh | Self::Fixed => MIB,
+            Self::Recycled => 2 * MIB,
+            Self::Border => 256 * MIB,
+        }
     }
 
     /// The blocks that workloads use.
@@ -107,7 +112,7 @@ impl Start {
         self.options().create_storage(&disk).expect("an image can be created");
         if self == Self::Recycled {
             let end = disk.len().expect("a length");
-            for mebibyte in 0..4 {
+            for mebibyte in 0..8 {
                 for at in [0, 512, MIB / 2, MIB - 512] {
                     let at = end + mebibyte * MIB + at;
                     disk.write_at(at, &foreign()).expect("room");
@@ -125,7 +130,8 @@ impl Start {
 
     fn model(self) -> Model {
         let size = match self {
-            Self::Fresh | Self::Recycled => 6 * MIB,
+            Self::Fresh => 6 * MIB,
+            Self::Recycled => 12 * MIB,
             Self::Fixed => 5 * MIB,
             Self::Border => 18 << 28,
         };

@@ -34,6 +34,30 @@ fn what_lies_behind_the_last_block_never_shows() {
     }
 }
 
+/// Free space in which data and holes share a mebibyte was counted as free twice, and given to two blocks.
+#[test]
+fn free_space_with_small_holes_is_handed_out_once() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(64 * MIB).block_size(2 << 20).create_storage(&*file).unwrap();
+    let end = file.len().unwrap();
+    for mebibyte in 0..9 {
+        for within in [8192, MIB / 2, MIB - 4096] {
+            file.write_at(end + mebibyte * MIB + within, &[0xEE; 6000]).unwrap();
+        }
+    }
+    let image = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    for block in 0..8u8 {
+        image.write_at(u64::from(block) * 2 * MIB, &vec![block + 1; 2 << 20]).unwrap();
+    }
+    image.close().unwrap();
+    for block in 0..8u8 {
+        let mut bytes = vec![0; 2 << 20];
+        image.read_at(u64::from(block) * 2 * MIB, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == block + 1), "block {block} shows another one");
+    }
+    assert!(!vhdxkit::ops::check::check(file, &mut ()).unwrap().has_problems());
+}
+
 /// Trap 12: "fixed" images whose every block is ZERO, and which grow to twice their size.
 #[test]
 fn a_fixed_disk_has_every_block_from_the_start_and_never_grows() {

@@ -131,6 +131,9 @@ impl Space {
         if start >= end {
             return;
         }
+        // Space that is free twice would be handed out twice.
+        let before = self.free.range(..end).next_back();
+        assert!(before.is_none_or(|(_, free)| free.end <= start), "space is released twice");
         let like = |space: &Self, free: &Free| {
             free.contents == contents || (space.proven(free.contents) && space.proven(contents))
         };

@@ -164,17 +164,23 @@ impl Image {
     fn release_gap(&self, space: &mut Space, gap: std::ops::Range<u64>) -> Result<()> {
         // The file may end within its last mebibyte.
         let gap = gap.start..crate::format::mib_floor(gap.end.min(space.length()));
+        // Several runs may share a mebibyte: each is released once.
+        let mut done = gap.start;
         for run in DataRuns::new(&*self.storage, gap.clone()) {
             let run = run.map_err(|e| Error::io("cannot map the file's holes", gap.start, e))?;
-            let whole = crate::format::mib_floor(run.range.end);
-            let start = crate::format::mib_ceil(run.range.start).unwrap_or(whole).min(whole);
-            if run.data {
+            let (range, contents) = if run.data {
                 // Data that shares a mebibyte with a hole spoils it.
-                let start = crate::format::mib_floor(run.range.start).max(gap.start);
-                let end = crate::format::mib_ceil(run.range.end).unwrap_or(whole).min(gap.end);
-                space.release(start..end, Contents::Unknown);
+                let end = crate::format::mib_ceil(run.range.end).unwrap_or(gap.end);
+                (crate::format::mib_floor(run.range.start)..end.min(gap.end), Contents::Unknown)
             } else {
-                space.release(start..whole, Contents::ZeroAfter(0));
+                let end = crate::format::mib_floor(run.range.end);
+                let start = crate::format::mib_ceil(run.range.start).unwrap_or(end);
+                (start..end, Contents::ZeroAfter(0))
+            };
+            let start = range.start.max(done);
+            if start < range.end {
+                space.release(start..range.end, contents);
+                done = range.end;
             }
         }
         Ok(())
