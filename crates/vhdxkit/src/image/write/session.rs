@@ -6,7 +6,8 @@
 //! that is opened for writing and never written keeps its identity.
 //!
 //! This is also when the table is read once as a whole, to learn which space is free. A table in
-//! which two blocks claim the same space is refused here: writing one would change the other.
+//! which two blocks claim the same space is refused here: writing one would change the other. So is one
+//! with a block behind the end of the file: as soon as the file grew, what is lost would read as zeros.
 //!
 //! # The close
 //! Everything logged is written in place and synced; only then a header without a LogGuid, synced;
@@ -20,7 +21,7 @@ use crate::format::HEADER_SECTION_LENGTH;
 use crate::format::bat::SECTOR_BITMAP_BLOCK;
 use crate::image::Image;
 use crate::log::LogWriter;
-use crate::map::{Contents, Space, SpaceMap, walk};
+use crate::map::{Contents, EntryRules, Space, SpaceMap, walk};
 use crate::storage::{DataRuns, Storage, StorageExt};
 use crate::view::geometry::BatSlot;
 use crate::{Error, Result};
@@ -92,22 +93,28 @@ impl Image {
             claim(held.start, held.end.saturating_sub(held.start));
         }
         let block = u64::from(self.geometry.block_size());
+        // The file may have grown since it was opened.
+        let rules = EntryRules { file_size: length, ..self.rules };
         let mut placed = 0u64;
         let entries = self.geometry.bat_entries();
-        walk(&*self.storage, self.rules.bat_offset, entries, &mut |stretch| {
+        walk(&*self.storage, rules.bat_offset, entries, &mut |stretch| {
             for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
                 let (place, length) = match self.geometry.slot(index) {
-                    BatSlot::Payload(_) => (self.rules.owned(raw), block),
-                    BatSlot::Bitmap(chunk) => {
-                        (self.rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK)
+                    BatSlot::Payload(number) => {
+                        rules.require_inside(number, raw)?;
+                        (rules.owned(raw), block)
                     }
-                    BatSlot::Padding => continue,
+                    BatSlot::Bitmap(chunk) if self.geometry.is_differencing() => {
+                        (rules.bitmap(chunk, raw)?, SECTOR_BITMAP_BLOCK)
+                    }
+                    // Nobody reads it; living files have junk there.
+                    BatSlot::Bitmap(_) | BatSlot::Padding => continue,
                 };
                 let Some(place) = place else { continue };
                 placed = placed.saturating_add(1);
                 if let Some(at) = claim(place, length) {
                     return Err(Defect::BlockOverlap {
-                        at: self.rules.at(index),
+                        at: rules.at(index),
                         what: format!("BAT entry {index}"),
                         file_offset: at,
                         with: "space that something else takes".to_owned(),
