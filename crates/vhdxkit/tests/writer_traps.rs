@@ -58,6 +58,28 @@ fn free_space_with_small_holes_is_handed_out_once() {
     assert!(!vhdxkit::ops::check::check(file, &mut ()).unwrap().has_problems());
 }
 
+/// Blocks behind the end of a file that was cut: growing the file would make what is lost read as zeros,
+/// without an error, for ever.
+#[test]
+fn an_image_with_blocks_behind_its_end_is_not_written() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(64 * MIB).block_size(1 << 20).create_storage(&*file).unwrap();
+    let image = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    for block in 0..3 {
+        image.write_at(block * MIB, &[7; 1 << 20]).unwrap();
+    }
+    image.close().unwrap();
+    file.set_len(file.len().unwrap() - MIB).unwrap();
+    let before = file.to_vec();
+    let image = OpenOptions::new().write(true).open_storage(file.clone()).unwrap();
+    let error = image.write_at(40 * MIB, &[1; 512]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(image.read_at(2 * MIB, &mut [0; 512]).is_err());
+    image.read_at(MIB, &mut [0; 512]).unwrap();
+    drop(image);
+    assert!(before == file.to_vec(), "the file was changed");
+}
+
 /// Trap 12: "fixed" images whose every block is ZERO, and which grow to twice their size.
 #[test]
 fn a_fixed_disk_has_every_block_from_the_start_and_never_grows() {

@@ -51,12 +51,20 @@ impl EntryRules {
         if file_offset == 0 {
             return Err(Defect::BlockWithoutPlace { at, block });
         }
-        let end = file_offset.saturating_add(self.geometry.used_bytes(block));
-        if end > self.file_size {
-            let file_size = self.file_size;
+        self.require_inside(block, raw)?;
+        Ok(if partial { Block::Partial { file_offset } } else { Block::Present { file_offset } })
+    }
+
+    /// V29: the used part of the space that an entry takes lies in the file.
+    pub(crate) fn require_inside(&self, block: u64, raw: RawEntry) -> Result<(), Defect> {
+        let Some(file_offset) = self.owned(raw) else { return Ok(()) };
+        let (end, file_size) =
+            (file_offset.saturating_add(self.geometry.used_bytes(block)), self.file_size);
+        if end > file_size {
+            let at = self.at(self.geometry.payload_index(block));
             return Err(Defect::BlockOutside { at, block, file_offset, end, file_size });
         }
-        Ok(if partial { Block::Partial { file_offset } } else { Block::Present { file_offset } })
+        Ok(())
     }
 
     /// What is odd about a payload block's entry without making it unreadable.

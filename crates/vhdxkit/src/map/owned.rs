@@ -6,9 +6,10 @@ use std::ops::Range;
 use crate::format::MIB;
 use crate::format::limits::MAX_FILE_OFFSET;
 
-/// The mebibytes of a file that somebody owns.
+/// The mebibytes of a file that somebody owns, those behind its end included.
 pub(crate) struct SpaceMap {
     owned: Vec<u64>,
+    /// Of the file itself.
     mebibytes: u64,
 }
 
@@ -24,7 +25,11 @@ impl SpaceMap {
     /// already had an owner.
     pub(crate) fn claim(&mut self, offset: u64, length: u64) -> Option<u64> {
         let first = offset / MIB;
-        let last = offset.saturating_add(length).div_ceil(MIB).min(self.mebibytes);
+        let last = offset.saturating_add(length).min(MAX_FILE_OFFSET).div_ceil(MIB);
+        let words = usize::try_from(last.div_ceil(64)).unwrap_or_default();
+        if words > self.owned.len() {
+            self.owned.resize(words, 0);
+        }
         let mut clash = None;
         for number in first..last {
             let word = usize::try_from(number / 64).ok().and_then(|word| self.owned.get_mut(word));
@@ -65,8 +70,7 @@ impl SpaceMap {
 
     /// Bytes of the file that nobody owns.
     pub(crate) fn unowned(&self) -> u64 {
-        let owned: u64 = self.owned.iter().map(|word| u64::from(word.count_ones())).sum();
-        self.mebibytes.saturating_sub(owned).saturating_mul(MIB)
+        self.gaps().iter().map(|gap| gap.end.saturating_sub(gap.start)).sum()
     }
 }
 
@@ -87,6 +91,11 @@ mod tests {
         assert_eq!(space.claim(58 * MIB, 3 * MIB), Some(60 * MIB));
         assert_eq!(space.claim(199 * MIB, 64 * MIB), None);
         assert_eq!(space.unowned(), (201 - 1 - 12 - 2) * MIB);
+        assert_eq!(space.gaps(), [MIB..58 * MIB, 70 * MIB..199 * MIB]);
+        // Behind the end of the file, too.
+        assert_eq!(space.claim(262 * MIB, 9 * MIB), Some(262 * MIB));
+        assert_eq!(space.claim(900 * MIB, MIB), None);
+        assert_eq!(space.claim(900 * MIB, MIB), Some(900 * MIB));
         assert_eq!(space.gaps(), [MIB..58 * MIB, 70 * MIB..199 * MIB]);
     }
 }

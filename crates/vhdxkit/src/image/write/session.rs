@@ -7,7 +7,8 @@
 //! own metadata changes, such as the path to its parent.
 //!
 //! This is also when the table is read once as a whole, to learn which space is free. A table in
-//! which two blocks claim the same space is refused here: writing one would change the other.
+//! which two blocks claim the same space is refused here: writing one would change the other. So is one
+//! with a block behind the end of the file: as soon as the file grew, what is lost would read as zeros.
 //!
 //! # The close
 //! Everything logged is written in place and synced; only then a header without a LogGuid, synced;
@@ -127,11 +128,15 @@ impl Image {
         walk(&*self.storage, rules.bat_offset, entries, &mut |stretch| {
             for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
                 let (place, length) = match self.geometry.slot(index) {
-                    BatSlot::Payload(_) => (rules.owned(raw), block),
-                    BatSlot::Bitmap(chunk) => {
-                        (rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK)
+                    BatSlot::Payload(number) => {
+                        rules.require_inside(number, raw)?;
+                        (rules.owned(raw), block)
                     }
-                    BatSlot::Padding => continue,
+                    BatSlot::Bitmap(chunk) if self.geometry.is_differencing() => {
+                        (rules.bitmap(chunk, raw)?, SECTOR_BITMAP_BLOCK)
+                    }
+                    // Nobody reads it; living files have junk there.
+                    BatSlot::Bitmap(_) | BatSlot::Padding => continue,
                 };
                 let Some(place) = place else { continue };
                 placed = placed.saturating_add(1);
