@@ -101,7 +101,10 @@ impl Tree {
             let range = self.range(size);
             let bytes = range.start as usize..range.end as usize;
             let op = self.random.below(20);
-            if std::env::var_os("TELL").is_some() { println!("node {node} size {size} {op} {range:?}"); self.require(&image, node); }
+            if std::env::var_os("TELL").is_some() {
+                println!("node {node} size {size} {op} {range:?}");
+                self.require(&image, node);
+            }
             match op {
                 0..=8 => {
                     let stamp = self.random.below(255) as u8 + 1;

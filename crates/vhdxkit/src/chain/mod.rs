@@ -25,4 +25,5 @@ mod place;
 mod search;
 
 pub use options::{OpenOptions, ParentPolicy};
+pub(crate) use parents::judge;
 pub use search::{FoundImage, images_in};

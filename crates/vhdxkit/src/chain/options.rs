@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::format::GuidSource;
-use crate::image::{DirtyLog, open_layer, open_layer_for_writing};
+use crate::image::{DirtyLog, open_layer, open_layer_for_writing, parent_paths};
 use crate::storage::{FileStorage, OpenMode, Storage};
+use crate::view::locator::ParentLocator;
 use crate::{Error, Image, Result};
 
 use super::parents::{attach, judge};
@@ -111,6 +112,13 @@ impl OpenOptions {
         self
     }
 
+    /// For an image of the same chain, so much further down: parents that were named for those above it
+    /// are left out.
+    pub(crate) fn skip_parents(mut self, layers: usize) -> Self {
+        self.named_parents.drain(..layers.min(self.named_parents.len()));
+        self
+    }
+
     /// Takes a parent that is not the disk the child was made from, or was written to since. What the
     /// child shows is then a mixture of two disks, and nobody can say whether it makes sense.
     #[must_use]
@@ -144,6 +152,7 @@ impl OpenOptions {
             .map_err(|e| e.in_file(path))
             .and_then(|image| attach(self, image.at(path)))
             .and_then(|image| self.require_parent(image).map_err(|e| e.in_file(path)))
+            .and_then(|image| self.refresh(image).map_err(|e| e.in_file(path)))
     }
 
     /// Opens an image that lies on any storage. Without a path only the parents that were
@@ -180,6 +189,27 @@ impl OpenOptions {
     fn require_parent(&self, image: Image) -> Result<Image> {
         if self.write && image.geometry().is_differencing() && image.parent().is_none() {
             return Err(Error::parent_needed("writing to a child"));
+        }
+        Ok(image)
+    }
+
+    /// Corrects the path to the parent in a child that may be changed (MS-VHDX 2.6.2.6.3): the guest's view
+    /// and the disk's identity stay.
+    fn refresh(&self, mut image: Image) -> Result<Image> {
+        let stale = |image: &Image| -> Option<ParentLocator> {
+            let (child, parent) = (image.path()?, image.parent()?.path()?);
+            let locator = image.parent_locator()?;
+            if super::parents::leads_to(locator, child, parent) {
+                return None;
+            }
+            // A place that a locator cannot name stays unnamed: the parent is found by --parent again.
+            let paths = parent_paths(child, parent).ok()?;
+            Some(ParentLocator::new(locator.linkage()?, locator.linkage2(), &paths))
+        };
+        if self.write
+            && let Some(locator) = stale(&image)
+        {
+            image.set_parent_locator(&locator)?;
         }
         Ok(image)
     }

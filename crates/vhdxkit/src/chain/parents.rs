@@ -11,6 +11,7 @@ use crate::error::{Looked, ParentProblem, Repr};
 use crate::format::limits::MAX_CHAIN_LENGTH;
 use crate::image::open_layer;
 use crate::storage::{FileStorage, OpenMode};
+use crate::view::locator::ParentLocator;
 use crate::{Error, ErrorKind, Image, Result};
 
 use super::options::{OpenOptions, ParentPolicy};
@@ -48,7 +49,7 @@ pub(super) fn attach(options: &OpenOptions, child: Image) -> Result<Image> {
 }
 
 /// Refuses a parent that this child cannot be read over.
-pub(super) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<(), String> {
+pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<(), String> {
     let (mine, found) = (parents_of(child), identity(parent));
     if !ignore_id && !mine.contains(&found) {
         return Err(format!(
@@ -187,6 +188,12 @@ impl Finder<'_> {
         let images = folders.filter_map(|folder| images_in(&folder).ok()).flatten();
         images.filter(|image| expected.contains(&image.data_write_guid)).map(|i| i.path).collect()
     }
+}
+
+/// Whether the relative path of a child's locator leads to this parent.
+pub(super) fn leads_to(locator: &ParentLocator, child: &Path, parent: &Path) -> bool {
+    let path = place::relative(locator).map(|relative| folder_of(child).join(relative));
+    path.is_some_and(|path| same_file::is_same_file(path, parent).unwrap_or(false))
 }
 
 /// The folder that a file really lies in: relative paths start there.

@@ -7,7 +7,9 @@ pub mod export;
 pub mod import;
 pub mod inspect;
 pub mod measure;
+pub mod merge;
 pub mod partitions;
+pub mod relink;
 pub mod timeline;
 
 mod buffer;

@@ -45,6 +45,11 @@ impl MetadataItem {
         self.flags & IS_VIRTUAL_DISK != 0
     }
 
+    /// Whether it goes with the virtual disk from file to file; the size is looked after elsewhere.
+    pub(crate) fn is_of_disk_but_size(&self) -> bool {
+        self.is_virtual_disk() && (self.is_user() || self.id != VIRTUAL_DISK_SIZE)
+    }
+
     /// Whether whoever does not know it must not open the file.
     #[must_use]
     pub fn is_required(&self) -> bool {
