@@ -152,13 +152,13 @@ impl Image {
     /// the block's gate.
     fn write_first(&self, writer: &Writer, block: u64, within: u64, bytes: &[u8]) -> Result<()> {
         let block_size = u64::from(self.geometry.block_size());
+        // A trimmed block may have kept its old place. That is not used again: it still holds what the
+        // guest has given up.
+        let dropped = self.kept_place(block)?;
         let place = writer.allocate(block_size)?;
         let whole = u64::try_from(bytes.len()).is_ok_and(|length| length == block_size);
         let filled = fill(writer, place, whole, within, bytes);
         let raw = RawEntry::new(PayloadState::FullyPresent.to_raw(), place.offset);
-        // A trimmed block may have kept its old place. That is not used again: it still holds what the
-        // guest has given up.
-        let dropped = self.kept_place(block)?;
         let change = Publication { place: Some(place), dropped };
         let published = filled.and_then(|()| self.publish(writer, block, raw, change));
         if published.is_err() {
@@ -196,9 +196,11 @@ impl Image {
             let end = start.saturating_add(used).min(range.end);
             let part = within..end.saturating_sub(start);
             self.zero_in_block(writer, block, part, used, how)?;
+            // Not only at the end: a range may be the whole disk.
+            self.wrote(writer)?;
             at = end;
         }
-        self.wrote(writer)
+        Ok(())
     }
 
     /// Zeroes part of a block, `used` bytes of which the disk has.
@@ -212,8 +214,12 @@ impl Image {
     ) -> Result<()> {
         let dynamic = self.geometry.disk_type() != DiskType::Fixed;
         let whole = part.start == 0 && part.end == used;
-        if whole && dynamic && self.drop_block(writer, block, how)? {
-            return Ok(());
+        if how == Zeroing::Zero && dynamic && self.is_given_up(block)? {
+            // Other programs may show what such a block held before.
+            return self.drop_block(writer, block, how);
+        }
+        if whole && dynamic {
+            return self.drop_block(writer, block, how);
         }
         let _pin = writer.pins.pin();
         // A block without a place reads as zeros already.
@@ -225,21 +231,29 @@ impl Image {
         }
     }
 
-    /// Takes a whole block's place away; `false` when somebody else is just writing to it first.
-    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<bool> {
+    /// Whether a block's contents were given up: what it reads as is left open.
+    fn is_given_up(&self, block: u64) -> Result<bool> {
+        let state = self.block(block)?;
+        Ok(matches!(state, Block::Absent(PayloadState::Unmapped | PayloadState::Undefined)))
+    }
+
+    /// Takes a whole block's place away.
+    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<()> {
         let _gate = writer.gate(block)?;
-        let Block::Present { file_offset } = self.block(block)? else { return Ok(true) };
+        let dropped = match self.block(block)? {
+            Block::Present { file_offset } => {
+                let length = u64::from(self.geometry.block_size());
+                Some(file_offset..file_offset.saturating_add(length))
+            }
+            _ if how == Zeroing::Zero && self.is_given_up(block)? => self.kept_place(block)?,
+            _ => return Ok(()),
+        };
         let state = match how {
             Zeroing::Zero => PayloadState::Zero,
             Zeroing::Discard => PayloadState::Unmapped,
         };
-        let length = u64::from(self.geometry.block_size());
-        let change = Publication {
-            place: None,
-            dropped: Some(file_offset..file_offset.saturating_add(length)),
-        };
-        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)?;
-        Ok(true)
+        let change = Publication { place: None, dropped };
+        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)
     }
 }
 
