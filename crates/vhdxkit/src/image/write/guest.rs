@@ -214,12 +214,10 @@ impl Image {
     ) -> Result<()> {
         let dynamic = self.geometry.disk_type() != DiskType::Fixed;
         let whole = part.start == 0 && part.end == used;
-        if how == Zeroing::Zero && dynamic && self.is_given_up(block)? {
-            // Other programs may show what such a block held before.
-            return self.drop_block(writer, block, how);
-        }
-        if whole && dynamic {
-            return self.drop_block(writer, block, how);
+        // Of a block that was given up other programs may show what it held before.
+        let given_up = how == Zeroing::Zero && self.is_given_up(block)?;
+        if dynamic && (whole || given_up) && self.drop_block(writer, block, whole, how)? {
+            return Ok(());
         }
         let _pin = writer.pins.pin();
         // A block without a place reads as zeros already.
@@ -237,23 +235,26 @@ impl Image {
         Ok(matches!(state, Block::Absent(PayloadState::Unmapped | PayloadState::Undefined)))
     }
 
-    /// Takes a whole block's place away.
-    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<()> {
+    /// Takes a block's place away. `false` when only part of it was meant (not `whole`), and somebody has
+    /// just written to it.
+    fn drop_block(&self, writer: &Writer, block: u64, whole: bool, how: Zeroing) -> Result<bool> {
         let _gate = writer.gate(block)?;
         let dropped = match self.block(block)? {
+            Block::Present { .. } if !whole => return Ok(false),
             Block::Present { file_offset } => {
                 let length = u64::from(self.geometry.block_size());
                 Some(file_offset..file_offset.saturating_add(length))
             }
             _ if how == Zeroing::Zero && self.is_given_up(block)? => self.kept_place(block)?,
-            _ => return Ok(()),
+            _ => return Ok(true),
         };
         let state = match how {
             Zeroing::Zero => PayloadState::Zero,
             Zeroing::Discard => PayloadState::Unmapped,
         };
         let change = Publication { place: None, dropped };
-        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)
+        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)?;
+        Ok(true)
     }
 }
 
