@@ -190,11 +190,12 @@ impl<'a> Pieces<'a> {
         if self.bat_data.contains(&here) {
             return Ok(self.next_block);
         }
+        // Pages that were changed and are not in the file yet count as data, too. They are asked for first:
+        // one that is written in place in between is then found in the file.
+        let changed = self.image.writer.as_ref().and_then(|w| w.sectors().next_from(here & !0xFFF));
         let data = self.image.storage.next_data(here);
         let data = data.map_err(|e| Error::io("cannot map the file's holes", here, e))?;
         let data = data.unwrap_or(u64::MAX..u64::MAX);
-        // Pages that were changed and are not in the file yet count as data, too.
-        let changed = self.image.writer.as_ref().and_then(|w| w.sectors().next_from(here & !0xFFF));
         self.bat_data = match changed {
             Some(changed) if changed < data.start => {
                 changed.max(here)..changed.saturating_add(4096)

@@ -61,7 +61,8 @@ impl<'a> Cloner<'a> {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(done) => left = left.saturating_sub(u64::try_from(done).unwrap_or(u64::MAX)),
                 Err(Errno::EINTR) => {}
-                // Files that refuse it (swap, immutable, encrypted), old kernels, sandboxes.
+                // Files that refuse it (swap, immutable, encrypted), old kernels, sandboxes. Before the first
+                // byte: a copy relies on what it does not write being zeros.
                 Err(
                     Errno::EINVAL
                     | Errno::EOPNOTSUPP
@@ -69,7 +70,7 @@ impl<'a> Cloner<'a> {
                     | Errno::EXDEV
                     | Errno::EPERM
                     | Errno::ETXTBSY,
-                ) => return Ok(false),
+                ) if left == length => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
         }

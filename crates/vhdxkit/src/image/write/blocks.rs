@@ -150,6 +150,15 @@ impl Writer {
         {
             ready.push(range);
         }
+        // Neighbours go back in one piece.
+        ready.sort_unstable_by_key(|range| range.start);
+        ready.dedup_by(|next, range| {
+            let joins = range.end == next.start;
+            if joins {
+                range.end = next.end;
+            }
+            joins
+        });
         for range in ready {
             // Holding the lock: whoever needs room waits for this rather than growing the file.
             let contents = match self.file.punch(range.clone()) {

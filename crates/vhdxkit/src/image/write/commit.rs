@@ -52,6 +52,29 @@ struct Rounds {
     succeeded: u64,
 }
 
+/// A commit that runs. However it ends, those who wait for it hear of it.
+struct Round<'a> {
+    writer: &'a Writer,
+    number: u64,
+    succeeded: bool,
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.writer.poison_with("a flush panicked".to_owned());
+        }
+        let group = &self.writer.group;
+        let mut rounds = group.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        rounds.ended = self.number;
+        if self.succeeded {
+            rounds.succeeded = self.number;
+        }
+        drop(rounds);
+        group.done.notify_all();
+    }
+}
+
 /// What a commit has to make durable.
 struct Snapshot {
     images: Vec<SectorImage>,
@@ -98,14 +121,9 @@ impl Writer {
             if rounds.begun == rounds.ended {
                 rounds.begun = mine;
                 drop(rounds);
+                let mut round = Round { writer: self, number: mine, succeeded: false };
                 let result = self.commit();
-                let mut rounds = self.group.rounds.lock().unwrap_or_else(ignore);
-                rounds.ended = mine;
-                if result.is_ok() {
-                    rounds.succeeded = mine;
-                }
-                drop(rounds);
-                self.group.done.notify_all();
+                round.succeeded = result.is_ok();
                 return result;
             }
             rounds = self.group.done.wait(rounds).unwrap_or_else(ignore);

@@ -171,13 +171,13 @@ impl Image {
     /// the block's gate.
     fn write_first(&self, writer: &Writer, block: u64, within: u64, bytes: &[u8]) -> Result<()> {
         let block_size = u64::from(self.geometry.block_size());
+        // A trimmed block may have kept its old place. That is not used again: it still holds what the
+        // guest has given up.
+        let dropped = self.kept_place(block)?;
         let place = writer.allocate(block_size)?;
         let whole = u64::try_from(bytes.len()).is_ok_and(|length| length == block_size);
         let filled = fill(writer, place, whole, within, bytes);
         let raw = RawEntry::new(PayloadState::FullyPresent.to_raw(), place.offset);
-        // A trimmed block may have kept its old place. That is not used again: it still holds what the
-        // guest has given up.
-        let dropped = self.kept_place(block)?;
         let covers_parent =
             matches!(self.block(block)?, Block::Absent(state) if self.shows_parent(state));
         let change = Publication { place: Some(place), dropped, covers_parent };
@@ -217,9 +217,11 @@ impl Image {
             let end = start.saturating_add(used).min(range.end);
             let part = within..end.saturating_sub(start);
             self.zero_in_block(writer, block, part, how)?;
+            // Not only at the end: a range may be the whole disk.
+            self.wrote(writer)?;
             at = end;
         }
-        self.wrote(writer)
+        Ok(())
     }
 
     /// Zeroes part of a block, or all of it.
@@ -231,8 +233,11 @@ impl Image {
         how: Zeroing,
     ) -> Result<()> {
         let dynamic = self.geometry.disk_type() != DiskType::Fixed;
-        if dynamic && self.is_whole(block, &part) {
-            return self.drop_block(writer, block, how);
+        let whole = self.is_whole(block, &part);
+        // Of a block that was given up other programs may show what it held before.
+        let given_up = how == Zeroing::Zero && self.is_given_up(block)?;
+        if dynamic && (whole || given_up) && self.drop_block(writer, block, whole, how)? {
+            return Ok(());
         }
         if self.zero_in_place(writer, block, &part, how)? {
             return Ok(());
@@ -278,28 +283,39 @@ impl Image {
         Ok(true)
     }
 
-    /// Takes a whole block's place away. In a child the block must not show its parent afterwards.
-    fn drop_block(&self, writer: &Writer, block: u64, how: Zeroing) -> Result<()> {
+    /// Whether a block's contents were given up: what it reads as is left open.
+    fn is_given_up(&self, block: u64) -> Result<bool> {
+        let state = self.block(block)?;
+        Ok(matches!(state, Block::Absent(PayloadState::Unmapped | PayloadState::Undefined)))
+    }
+
+    /// Takes a block's place away. `false` when only part of it was meant (not `whole`), and somebody has
+    /// just written to it. In a child the block must not show its parent afterwards.
+    fn drop_block(&self, writer: &Writer, block: u64, whole: bool, how: Zeroing) -> Result<bool> {
         let _gate = writer.gate(block)?;
         let length = u64::from(self.geometry.block_size());
         let dropped = match self.block(block)? {
+            Block::Present { .. } | Block::Partial { .. } if !whole => return Ok(false),
             Block::Present { file_offset } | Block::Partial { file_offset } => {
                 Some(file_offset..file_offset.saturating_add(length))
             }
             Block::Absent(state) if self.shows_parent(state) => {
-                if self.parent_shows_zeros(block, &(0..self.geometry.used_bytes(block)))? {
-                    return Ok(());
+                let all = 0..self.geometry.used_bytes(block);
+                if !whole || self.parent_shows_zeros(block, &all)? {
+                    return Ok(whole);
                 }
                 None
             }
-            Block::Absent(_) => return Ok(()),
+            _ if how == Zeroing::Zero && self.is_given_up(block)? => self.kept_place(block)?,
+            _ => return Ok(true),
         };
         let state = match how {
             Zeroing::Zero => PayloadState::Zero,
             Zeroing::Discard => PayloadState::Unmapped,
         };
         let change = Publication { dropped, ..Publication::default() };
-        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)
+        self.publish(writer, block, RawEntry::new(state.to_raw(), 0), change)?;
+        Ok(true)
     }
 }
 

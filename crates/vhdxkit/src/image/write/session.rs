@@ -246,19 +246,23 @@ impl Writer {
             log.headers().put_second(storage)?;
         }
         self.reap()?;
-        self.cut()?;
+        self.cut();
         self.sync(log)
     }
 
     /// Gives unused space at the end of the file back. The header must name no log.
-    fn cut(&self) -> Result<()> {
+    fn cut(&self) {
         let mut state = self.state();
         let cut = state.space.cut_length();
         if cut < state.space.length() {
-            self.file.set_len(cut).map_err(|e| Error::io("cannot cut the file", cut, e))?;
-            state.space.truncated(cut);
-            self.length.store(cut, Ordering::Release);
+            match self.file.set_len(cut) {
+                Ok(()) => {
+                    state.space.truncated(cut);
+                    self.length.store(cut, Ordering::Release);
+                }
+                // A block device, for one, cannot be cut. Nothing is lost but the space.
+                Err(error) => tracing::warn!(%error, "free space at the end was not given back"),
+            }
         }
-        Ok(())
     }
 }
