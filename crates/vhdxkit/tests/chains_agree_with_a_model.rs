@@ -1,13 +1,14 @@
 //! Random trees of images against flat arrays of bytes.
 //!
 //! Every image of a tree has a model: all the bytes that its guest sees. Leaves are written, zeroed,
-//! trimmed, resized, closed and reopened, killed and reopened; then children are made of some of them, with
+//! trimmed, resized, closed and reopened, killed and reopened, merged; then children are made of some of them, with
 //! other block sizes, and those are written, and so on. At the end every image of the tree, read through its
 //! whole chain, must show its model, byte for byte, and its extents must say the same.
 
 use std::sync::Arc;
 
 use vhdxkit::ops::check::check;
+use vhdxkit::ops::merge::merge_storages;
 use vhdxkit::storage::{MemoryStorage, Storage};
 use vhdxkit::{CreateOptions, ExtentState, Image, OpenOptions, Shrink};
 use vhdxkit_testkit::random::Random;
@@ -74,6 +75,25 @@ impl Tree {
         self.nodes[node].settled = true;
         let (depth, guest) = (self.nodes[node].depth + 1, self.nodes[node].guest.clone());
         self.nodes.push(Node { file, parent: Some(node), depth, settled: false, guest });
+    }
+
+    /// Merges a leaf into its parent, if that has no other child. Both show the same afterwards.
+    fn merge(&mut self, node: usize) {
+        let Some(parent) = self.nodes[node].parent else { return };
+        let others = self.nodes.iter().filter(|other| other.parent == Some(parent)).count();
+        if self.nodes[node].settled || others > 1 {
+            return;
+        }
+        self.opened += 1;
+        let storage = |node: &Node| Arc::clone(&node.file) as Arc<dyn Storage>;
+        let (child, below) = (storage(&self.nodes[node]), storage(&self.nodes[parent]));
+        merge_storages(child, below, self.grandparent(parent), Some(self.opened)).unwrap();
+        self.nodes[parent].guest = self.nodes[node].guest.clone();
+    }
+
+    /// The parent of a node, open for reading.
+    fn grandparent(&mut self, node: usize) -> Option<Image> {
+        self.nodes[node].parent.map(|parent| self.open(parent, false))
     }
 
     /// A range of whole sectors, small ones and whole blocks among them.
@@ -208,6 +228,9 @@ fn every_image_of_a_random_tree_shows_what_its_guest_wrote() {
                 (0..tree.nodes.len()).filter(|&n| !tree.nodes[n].settled).collect();
             let leaf = leaves[tree.random.below(leaves.len() as u64) as usize];
             tree.work(leaf, 25);
+            if tree.random.below(4) == 0 {
+                tree.merge(leaf);
+            }
         }
         for node in 0..tree.nodes.len() {
             let image = tree.open(node, false);

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use vhdxkit::format::Guid;
 use vhdxkit::{Error, ErrorKind, Image, OpenOptions, ParentPolicy};
+
+use super::making::parse_size32;
 
 /// Which parents a child is opened with.
 #[derive(Debug, Clone, Args)]
@@ -45,6 +48,65 @@ pub(crate) fn open_as_far_as_possible(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Arguments of `merge`.
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// The child whose changes go into its parent. It is deleted when that is done.
+    pub(crate) child: PathBuf,
+    /// Merge into this one of its parents, with everything between.
+    #[arg(long, value_name = "ANCESTOR")]
+    pub(crate) into: Option<PathBuf>,
+    /// Delete nothing, and leave children of the child where they are.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Merge although other children lose their parent by it.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
+}
+
+/// Arguments of `relink`.
+#[derive(Debug, Args)]
+pub(crate) struct RelinkArgs {
+    /// The child. It will be changed.
+    pub(crate) child: PathBuf,
+    /// Its parent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) parent: PathBuf,
+    /// Take a parent that was changed since the child was made, or is another disk. What the child shows
+    /// may then be garbage.
+    #[arg(long)]
+    pub(crate) ignore_parent_id: bool,
+}
+
+/// Arguments of `set`.
+#[derive(Debug, Args)]
+pub(crate) struct SetArgs {
+    /// The VHDX file. It will be changed.
+    pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) what: SetWhat,
+    /// Change the image although it has children, which do not know it any more then.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// What `set` can change; at least one.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct SetWhat {
+    /// Give the disk a new, random identity towards its guest: for a copy that is to run beside its source.
+    #[arg(long, conflicts_with = "disk_id")]
+    pub(crate) new_disk_id: bool,
+    /// Give the disk this identity towards its guest.
+    #[arg(long, value_name = "GUID")]
+    pub(crate) disk_id: Option<Guid>,
+    /// The sector size that the guest is told the medium has, 512 or 4096.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size32)]
+    pub(crate) physical_sector_size: Option<u32>,
 }
 
 fn parse_policy(text: &str) -> Result<ParentPolicy, String> {

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use vhdxkit::CreateOptions;
 use vhdxkit::format::Guid;
 
-use super::{ContentsArgs, FormatName, parse_size};
+use super::{ContentsArgs, FormatName, ParentArgs, parse_size};
 
 /// The shape of a VHDX to be made. What is not given is Windows' choice, or that of the source.
 #[derive(Debug, Clone, Copy, Args)]
@@ -71,7 +71,7 @@ impl MakeArgs {
     }
 }
 
-fn parse_size32(text: &str) -> Result<u32, String> {
+pub(super) fn parse_size32(text: &str) -> Result<u32, String> {
     let size = parse_size(text)?;
     u32::try_from(size).map_err(|_| format!("'{text}' is too large"))
 }
@@ -81,9 +81,13 @@ fn parse_size32(text: &str) -> Result<u32, String> {
 pub(crate) struct CreateArgs {
     /// The file to make.
     pub(crate) image: PathBuf,
-    /// Size of the disk: `64G`, `1T`, or bytes.
-    #[arg(value_parser = parse_size)]
-    pub(crate) size: u64,
+    /// Size of the disk: `64G`, `1T`, or bytes. A child has its parent's.
+    #[arg(value_parser = parse_size, required_unless_present = "parent", conflicts_with = "parent")]
+    pub(crate) size: Option<u64>,
+    /// Make a child (a checkpoint) of this disk: it shows the parent until it is written. The parent must
+    /// not be written from then on.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fixed", "logical_sector_size", "physical_sector_size", "disk_id"])]
+    pub(crate) parent: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) make: MakeArgs,
     /// Replace the file if it exists.
@@ -99,6 +103,8 @@ pub(crate) struct WriteArgs {
     /// First byte: a multiple of the disk's logical sector size.
     #[arg(long, default_value = "0", value_parser = parse_size)]
     pub(crate) offset: u64,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
 }
 
 /// Arguments of `resize`.
@@ -112,6 +118,8 @@ pub(crate) struct ResizeArgs {
     /// Cut off data and partitions.
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
 }
 
 /// Arguments of `convert`.

@@ -11,7 +11,7 @@ use vhdxkit::defect::Severity;
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::{Image, OpenOptions};
 
-pub(crate) use chain::{ParentArgs, open_as_far_as_possible};
+pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_as_possible};
 pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
@@ -22,7 +22,10 @@ Examples:
   vhdx convert disk.vhdx disk.raw     its true contents, log replayed in memory
   vhdx log show disk.vhdx             what the last writer was doing
   vhdx check disk.vhdx                everything that is wrong with it
-  vhdx create disk.vhdx 64G           a new disk";
+  vhdx create disk.vhdx 64G           a new disk
+  vhdx info --chain newest.avhdx      a checkpoint and what it builds on
+  vhdx merge newest.avhdx             fold a checkpoint into its parent
+  vhdx relink work.avhdx --parent P   repair a link to a parent that was moved";
 
 /// Open, recover, read and write VHDX (Hyper-V) disk images. Never writes to an image unless that is the
 /// command's purpose.
@@ -47,6 +50,7 @@ pub(crate) enum Command {
     #[command(before_help = "\
 Examples:
   vhdx info disk.vhdx
+  vhdx info --chain newest.avhdx         a checkpoint and its parents
   vhdx info --json disk.vhdx | jq .log.state")]
     Info(InfoArgs),
     /// Verify everything that can be verified by reading. Changes nothing.
@@ -91,6 +95,7 @@ Examples:
   vhdx create disk.vhdx 64G                       a dynamic disk, as Windows makes them
   vhdx create disk.vhdx 64G --block-size 1M       for a Linux guest: small blocks waste less
   vhdx create disk.vhdx 20G --fixed --preallocate all of its space taken now
+  vhdx create work.avhdx --parent disk.vhdx       a child: disk.vhdx stays as it is
 
 Hyper-V refuses files that are sparse on NTFS, compressed or encrypted. A dynamic disk is sparse only
 while it is being written here; --preallocate makes a file that has no holes at all.")]
@@ -116,6 +121,32 @@ A crash leaves the old size or the new one. Cutting off data, or part of a parti
 After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size
 that holds everything, comes with compaction.")]
     Resize(ResizeArgs),
+    /// Fold a child (a checkpoint) into its parent.
+    #[command(before_help = "\
+Examples:
+  vhdx merge newest.avhdx                     into its parent; newest.avhdx is deleted then
+  vhdx merge newest.avhdx --into disk.vhdx    the whole chain becomes disk.vhdx
+  vhdx convert newest.avhdx flat.vhdx         instead: a copy of it all, the chain stays
+
+Shut the machine down first. Whatever stops a merge, even a power failure: the child shows what it
+showed, and the same command goes on with it. Children of the child are linked to the parent. When the
+parent has other children, which would be lost, nothing is done.")]
+    Merge(MergeArgs),
+    /// Tell a child where its parent lies, or who it is.
+    #[command(before_help = "\
+Examples:
+  vhdx relink work.avhdx --parent /new/place/disk.vhdx
+  vhdx relink work.avhdx --parent disk.vhdx --ignore-parent-id
+
+The second form is for a parent that was written to since the child was made (its identity differs).
+Take it only when you know that its contents are still those.")]
+    Relink(RelinkArgs),
+    /// Change what a disk tells its guest about itself.
+    #[command(before_help = "\
+Examples:
+  vhdx set copy.vhdx --new-disk-id                 a copy that is to run beside its source
+  vhdx set disk.vhdx --physical-sector-size 512")]
+    Set(SetArgs),
     /// Copy a disk to another format or shape: raw and VHDX, either way round.
     #[command(before_help = "\
 Examples:
@@ -123,6 +154,7 @@ Examples:
   vhdx convert disk.vhdx - | zstd > d.zst        a stream
   vhdx convert disk.raw disk.vhdx                a dynamic VHDX
   vhdx convert old.vhdx new.vhdx --block-size 1M another block size
+  vhdx convert newest.avhdx flat.vhdx            a checkpoint and all its parents as one disk
   vhdx convert disk.vhdx fixed.vhdx --fixed --preallocate
 
 A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the
@@ -180,6 +212,10 @@ impl Command {
                 "anything outside of the range; what earlier flushes made durable is safe"
             }
             Self::Resize(_) => "the guest's data; the disk has its old size or the new one",
+            Self::Merge(_) => {
+                "what the child shows: it finds its parent, and merging again goes on where this stopped"
+            }
+            Self::Relink(_) | Self::Set(_) => "the guest's data",
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }

@@ -4,16 +4,20 @@ use std::io::{self, Write};
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use vhdxkit::CreateOptions;
 use vhdxkit::ops::measure::measure;
+use vhdxkit::{CreateOptions, Image};
 
 use super::{Context, new_file};
 use crate::args::CreateArgs;
 use crate::console::{print_json, size, stop_on_signal};
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
-    let options = args.make.over(CreateOptions::new(args.size));
     let failed = || format!("cannot create {}", args.image.display());
+    let options = match &args.parent {
+        Some(parent) => CreateOptions::child_of(&Image::open(parent)?).with_context(failed)?,
+        None => CreateOptions::new(args.size.unwrap_or_default()),
+    };
+    let options = args.make.over(options);
     // Bad options are told before the file is looked at.
     let file_size = measure(&options, None).with_context(failed)?.required;
     let existing = new_file::judge_target(&args.image, args.force)?;
@@ -21,17 +25,31 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
         bail!("{} is no file", args.image.display());
     }
     stop_on_signal();
-    new_file::make(&args.image, args.force, existing.as_ref(), |file| options.create_storage(file))
-        .with_context(failed)?;
+    new_file::make(&args.image, args.force, existing.as_ref(), |file| {
+        options.create_storage_at(file, &args.image)
+    })
+    .with_context(failed)?;
     if context.json {
         return print_json(&json!({
             "path": args.image.display().to_string(),
-            "virtual_size": args.size,
+            "virtual_size": options.virtual_size(),
             "file_size": file_size,
         }));
     }
-    let kind = if args.make.fixed { "fixed" } else { "dynamic" };
-    let (name, disk, file) = (args.image.display(), size(args.size), size(file_size));
-    writeln!(io::stdout(), "{name}: a {kind} disk of {disk} in a file of {file}")?;
+    let kind = match (&args.parent, args.make.fixed) {
+        (Some(_), _) => "differencing",
+        (None, true) => "fixed",
+        (None, false) => "dynamic",
+    };
+    let (name, disk, file) = (args.image.display(), size(options.virtual_size()), size(file_size));
+    let mut out = io::stdout().lock();
+    writeln!(out, "{name}: a {kind} disk of {disk} in a file of {file}")?;
+    if let Some(parent) = &args.parent {
+        writeln!(
+            out,
+            "  do not write to {} from now on: its child would be lost",
+            parent.display()
+        )?;
+    }
     Ok(())
 }

@@ -12,9 +12,12 @@ mod log_replay;
 mod log_show;
 mod map;
 mod measure;
+mod merge;
 mod new_file;
 mod read;
+mod relink;
 mod resize;
+mod set;
 mod write;
 
 use std::process::ExitCode;
@@ -47,6 +50,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Write(args) => write::run(&args, context).map(done),
         Command::Resize(args) => resize::run(&args, context).map(done),
         Command::Measure(args) => measure::run(&args, context).map(done),
+        Command::Merge(args) => merge::run(&args, context).map(done),
+        Command::Relink(args) => relink::run(&args, context).map(done),
+        Command::Set(args) => set::run(&args, context).map(done),
         Command::Convert(args) => convert::run(&args, context).map(done),
         Command::Compare(args) => compare::run(&args, context),
         Command::Completions { shell } => generate::completions(shell).map(done),

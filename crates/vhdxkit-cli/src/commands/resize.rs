@@ -15,8 +15,8 @@ use crate::console::{print_json, size};
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot resize {}", args.image.display());
     // Looked at first: a size that cannot be does not even replay the log.
-    judge(&Image::open(&args.image)?, args).with_context(failed)?;
-    let mut image = OpenOptions::new().write(true).open(&args.image)?;
+    judge(&args.parents.over(OpenOptions::new()).open(&args.image)?, args).with_context(failed)?;
+    let mut image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
     let old = image.virtual_size();
     let new = judge(&image, args).with_context(failed)?;
     let tracking = warn_of_change_tracking(&args.image);

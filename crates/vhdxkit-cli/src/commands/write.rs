@@ -18,7 +18,7 @@ pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot write to {}", args.image.display());
     // Looked at first: an image that cannot take these bytes is not even replayed.
     judge(&Image::open(&args.image)?, args.offset).with_context(failed)?;
-    let image = OpenOptions::new().write(true).open(&args.image)?;
+    let image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let copied = copy(&image, args.offset);

@@ -69,11 +69,10 @@ impl Image {
             let run_end = run.sectors.end.saturating_sub(first).saturating_mul(sector).min(end);
             let length = usize::try_from(run_end.saturating_sub(at)).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut(length.min(rest.len()));
-            match run.present {
-                true => self.storage.read_exact_at(file_offset.saturating_add(at), now)?,
-                false => {
-                    self.read_below(self.geometry.block_start(block).saturating_add(at), now)?
-                }
+            if run.present {
+                self.storage.read_exact_at(file_offset.saturating_add(at), now)?;
+            } else {
+                self.read_below(self.geometry.block_start(block).saturating_add(at), now)?;
             }
             (at, rest) = (run_end, later);
         }

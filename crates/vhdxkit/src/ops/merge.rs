@@ -36,9 +36,12 @@ use crate::storage::{FileStorage, OpenMode, Storage, StorageExt};
 use crate::view::locator::ParentLocator;
 use crate::{Error, Image, Result};
 
-use super::buffer::{Buffer, CHUNK};
+use super::buffer::Buffer;
 use super::progress::{Progress, advance};
 use super::zeros::length;
+
+/// Data is copied in pieces that end at multiples of this.
+const STEP: u64 = 256 << 10;
 
 /// What to merge, and what may be lost by it.
 #[derive(Debug, Clone, Default)]
@@ -326,17 +329,23 @@ fn sync_folder(file: &Path) {
 }
 
 /// [`merge`] for a child and its parent on any media: steps 1 to 3 of [the order](self). The child stays,
-/// and is linked to the parent as it is then. With a seed the same images make the same bytes.
+/// and is linked to the parent as it is then. `below` is the parent's own parent, when it is a child itself.
+/// With a seed the same images make the same bytes.
 ///
 /// # Errors
 /// As `merge`; the child is not one of that parent.
 pub fn merge_storages(
     child: Arc<dyn Storage>,
     parent: Arc<dyn Storage>,
+    below: Option<Image>,
     seed: Option<u64>,
 ) -> Result<()> {
-    let guids = GuidSource::from_seed(seed);
     let mut target = open_layer_for_writing(parent, GuidSource::from_seed(seed))?;
+    if let Some(below) = below {
+        judge(&target, &below, false).map_err(Error::parent_unfit)?;
+        target = target.over(below);
+    }
+    let guids = GuidSource::from_seed(seed.map(|seed| seed ^ u64::MAX));
     let child = open_layer_for_writing(child, guids)?;
     judge(&child, &target, false).map_err(Error::parent_unfit)?;
     let (identity, child) = link(child, &target)?;
@@ -378,8 +387,7 @@ fn fold_in(
                 let mut at = range.start;
                 while at < range.end {
                     // Up to a multiple of the step, so that whole blocks are written as such.
-                    let step = u64::try_from(CHUNK).unwrap_or(1 << 20).max(1);
-                    let end = (at / step).saturating_add(1).saturating_mul(step).min(range.end);
+                    let end = at.saturating_add(1).next_multiple_of(STEP).min(range.end);
                     let piece = buffer.first(end.saturating_sub(at));
                     source.read_at(at, piece)?;
                     target.write_at(at, piece)?;

@@ -32,13 +32,13 @@ pub struct RelinkReport {
 /// The parent is not the one the child was made from, has other sectors, or is a child of the child
 /// ([`ErrorKind::Parent`](crate::ErrorKind::Parent)); one of them cannot be opened; writing fails.
 pub fn relink(child: &Path, parent: &Path, ignore_id: bool) -> Result<RelinkReport> {
-    require_no_circle(child, parent)?;
-    let below = OpenOptions::new().open(parent)?;
     let named = |e: Error| e.in_file(child);
     let alone = OpenOptions::new().open(child)?;
     if !alone.geometry().is_differencing() {
         return Err(named(Error::invalid("it is no child of another disk")));
     }
+    require_no_circle(child, parent)?;
+    let below = OpenOptions::new().open(parent)?;
     judge(&alone, &below, ignore_id).map_err(Error::parent_unfit).map_err(named)?;
     let identity = below.headers().current().data_write_guid;
     let known = judge(&alone, &below, false).is_ok();

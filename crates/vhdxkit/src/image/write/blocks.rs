@@ -192,13 +192,13 @@ impl Writer {
     /// Changes bytes of metadata in memory, across sectors where they lie so. The caller makes them one
     /// commit.
     pub(super) fn put_bytes(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        let sector = u64::from(crate::format::LOG_SECTOR);
+        const SECTOR: u64 = 4096;
         let (mut at, mut rest) = (at, bytes);
         while !rest.is_empty() {
-            let within = usize::try_from(at % sector).unwrap_or_default();
+            let within = usize::try_from(at % SECTOR).unwrap_or_default();
             let room = LOG_SECTOR_LEN.saturating_sub(within);
             let (now, later) = rest.split_at(room.min(rest.len()));
-            self.sectors.change(at.saturating_sub(at % sector), |bytes| {
+            self.sectors.change(at.saturating_sub(at % SECTOR), |bytes| {
                 for (to, from) in bytes.iter_mut().skip(within).zip(now) {
                     *to = *from;
                 }
