@@ -98,6 +98,9 @@ struct State {
     held: Vec<Range<u64>>,
     /// Where the BAT lies.
     bat: Range<u64>,
+    /// The file of a fixed disk is never cut below this: what all of its blocks need, those without a place
+    /// included (MS-VHDX 2.6.2.1).
+    least: u64,
     /// Ranges that the next commit zeroes, before its data.
     zeroes: Vec<Range<u64>>,
     /// A published block relies on payload that a crash must not take: sync before the entry.
@@ -140,6 +143,7 @@ impl Writer {
                 retired: VecDeque::new(),
                 held: Vec::new(),
                 bat: 0..0,
+                least: 0,
                 zeroes: Vec::new(),
                 payload_first: false,
                 exposed: 0,

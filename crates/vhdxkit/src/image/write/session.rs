@@ -24,7 +24,7 @@ use crate::image::Image;
 use crate::log::LogWriter;
 use crate::map::{Contents, EntryRules, Space, SpaceMap, walk};
 use crate::storage::{DataRuns, Storage, StorageExt};
-use crate::view::geometry::BatSlot;
+use crate::view::geometry::{BatSlot, DiskType};
 use crate::{Error, Result};
 
 use super::{CLOSED, IDLE, RUNNING, State, Writer};
@@ -107,8 +107,10 @@ impl Image {
         let mut owned = SpaceMap::new(length);
         owned.claim(0, HEADER_SECTION_LENGTH);
         let mut highest = HEADER_SECTION_LENGTH;
+        let mut total = HEADER_SECTION_LENGTH;
         let mut claim = |offset: u64, length: u64| {
             highest = highest.max(offset.saturating_add(length));
+            total = total.saturating_add(length);
             owned.claim(offset, length)
         };
         if let Some(log) = self.headers.log_place() {
@@ -161,6 +163,10 @@ impl Image {
         state.bat = bat.offset..bat.end();
         self.writer()?.length.store(length, Ordering::Release);
         state.unplaced = self.geometry.blocks().saturating_sub(placed);
+        state.least = match self.geometry.disk_type() {
+            DiskType::Fixed => total.saturating_add(state.unplaced.saturating_mul(block)),
+            _ => 0,
+        };
         Ok(())
     }
 
@@ -253,7 +259,7 @@ impl Writer {
     /// Gives unused space at the end of the file back. The header must name no log.
     fn cut(&self) {
         let mut state = self.state();
-        let cut = state.space.cut_length();
+        let cut = state.space.cut_length().max(state.least);
         if cut < state.space.length() {
             match self.file.set_len(cut) {
                 Ok(()) => {
