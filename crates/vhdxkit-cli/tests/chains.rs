@@ -174,6 +174,9 @@ fn a_lost_parent_is_named_found_and_linked_again() {
     let error = vhdx(&["read", &two, "--search", &folder]).fails_with(5);
     let repair = format!("vhdx relink {one} --parent {new_place}");
     assert!(error.contains(&repair), "{error}");
+    // Checking tells it, too.
+    let checked = json(&vhdx(&["check", "--json", &one]).exits_with(3));
+    assert_eq!(checked["findings"][0]["code"], "V33");
     // Looking works without it.
     let info = vhdx(&["info", &two]).succeeds();
     assert!(info.contains("not found"), "{info}");

@@ -190,7 +190,10 @@ fn check_finds_nothing_in_good_images_and_exits_with_3_for_bad_ones() {
     let report = json(&vhdx(&["check", "--json", &image]).exits_with(3));
     assert_eq!(report["result"], "problems");
     let finding = &report["findings"][0];
-    assert_eq!(keys(finding), ["code", "severity", "structure", "offset", "message", "repair"]);
+    assert_eq!(
+        keys(finding),
+        ["code", "severity", "structure", "offset", "message", "repair", "path"]
+    );
     assert_eq!((&finding["code"], &finding["severity"]), (&"V3".into(), &"warning".into()));
     assert_eq!(report["repaired"], Value::Array(vec![]));
 
@@ -342,4 +345,22 @@ fn a_reader_that_goes_away_is_no_drama() {
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut errors).unwrap();
     child.wait().unwrap();
     assert_eq!(errors, "");
+}
+
+/// One damaged sector in the middle of the log: older entries can be replayed, newer ones not, and a replay
+/// in the file would lose those for good.
+#[test]
+fn entries_behind_a_damaged_one_are_not_given_up_in_silence() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[0x10_5000..0x10_6000].fill(0);
+    std::fs::write(&image, &bytes).unwrap();
+    let report = json(&vhdx(&["check", "--json", &image]).exits_with(3));
+    let codes = report["findings"].as_array().unwrap();
+    assert!(codes.iter().any(|finding| finding["code"] == "W-LOGGAP"), "{report}");
+    let refused = vhdx(&["log", "replay", &image]).fails_with(1);
+    assert!(refused.contains("1005") && refused.contains("--force"), "{refused}");
+    assert!(std::fs::read(&image).unwrap() == bytes, "the file was changed");
+    vhdx(&["log", "replay", "--force", &image]).succeeds();
 }

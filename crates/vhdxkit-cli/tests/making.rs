@@ -360,3 +360,48 @@ fn an_interrupted_copy_leaves_nothing() {
     }
     panic!("no copy could be interrupted");
 }
+
+/// A qcow2 that is wrapped as raw bytes makes a disk without sense, and nobody notices.
+#[test]
+fn images_of_other_formats_are_not_taken_for_raw_bytes() {
+    let dir = Workdir::new();
+    let target = dir.path("x.vhdx");
+    let mut footer = vec![0; 1 << 20];
+    footer[(1 << 20) - 512..][..8].copy_from_slice(b"conectix");
+    for (name, bytes, told) in [
+        ("disk", b"QFI\xfb....".repeat(512), "qcow2"),
+        ("disk", b"KDMV....".repeat(512), "VMDK"),
+        ("disk", footer, "VHD"),
+        ("broken.vhdx", vec![0; 2 << 20], "vhdxfile"),
+        ("broken.AVHDX", vec![0; 2 << 20], "vhdxfile"),
+    ] {
+        let source = dir.path(name);
+        std::fs::write(&source, &bytes).unwrap();
+        let refused = vhdx(&["convert", &source, &target]).fails_with(1);
+        assert!(refused.contains(told), "{refused}");
+        vhdx(&["measure", &source]).fails_with(1);
+        vhdx(&["convert", "--from", "raw", "--force", &source, &target]).succeeds();
+        std::fs::remove_file(&target).unwrap();
+    }
+}
+
+/// WSL's disks hold a file system without a partition table.
+#[test]
+fn a_file_system_without_partitions_is_not_cut() {
+    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
+        eprintln!("skipped: mkfs.ext4 is not installed");
+        return;
+    }
+    let dir = Workdir::new();
+    let (raw, image) = (dir.path("fs.raw"), dir.path("fs.vhdx"));
+    std::fs::File::create(&raw).unwrap().set_len(100 * MIB).unwrap();
+    assert!(Command::new("mkfs.ext4").args(["-q", &raw]).status().unwrap().success());
+    vhdx(&["convert", &raw, &image]).succeeds();
+    let refused = vhdx(&["resize", &image, "99M"]).fails_with(1);
+    assert!(refused.contains("ext4") && refused.contains("104857600"), "{refused}");
+    vhdx(&["resize", &image, "200M"]).succeeds();
+    vhdx(&["resize", &image, "100M"]).succeeds();
+    vhdx(&["resize", "--force", &image, "99M"]).succeeds();
+    let wrong = vhdx(&["resize", &image, "65T"]).fails_with(1);
+    assert!(!wrong.contains("--force"), "{wrong}");
+}

@@ -214,6 +214,8 @@ defects! {
     DirtyLog { at: u64, first: u64, last: u64, entries: u64 } => "I-DIRTY", Info, "log", Some(*at),
         Some("replay the log (`vhdx log replay`)"),
         "the log holds changes that are not in place yet (sequence {first} to {last}, entries: {entries}); reading applies them in memory";
+    UnreachableEntries { at: u64, head: u64, first: u64, last: u64 } => "W-LOGGAP", Warning, "log", Some(*at), None,
+        "entries {first} to {last} are whole and newer than what is replayed (up to {head}), but one before them is damaged: what they hold would be lost by a replay in the file";
     TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), None,
         "entry {sequence} does not count: {fault}";
     ReservedLogTarget { at: u64, sequence: u64, end: u64, last_file_offset: u64 }
@@ -288,6 +290,10 @@ defects! {
         "the parent locator cannot be read: {why}";
     LocatorKey { at: u64, key: &'static str, why: &'static str } => "V24", Error, "parent locator", Some(*at), None,
         "parent locator, {key}: {why}";
+    ParentUnusable { why: String } => "V33", Error, "parent locator", None, Some("name the right parent (`vhdx relink`)"),
+        "the disk cannot be read as a whole: {why}";
+    ParentPathStale { found: String } => "W-PARENTPATH", Warning, "parent locator", None, Some("correct the path (`vhdx relink`)"),
+        "the relative path does not lead to the parent, which is {found}";
     // ---- BAT
     BatTooSmall { at: u64, needed: u64, length: u64 } => "V25", Error, "BAT", Some(*at), Some("move the BAT to a larger region"),
         "the BAT region has {length:#x} bytes, this disk needs {needed:#x}";

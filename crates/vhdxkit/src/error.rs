@@ -40,6 +40,8 @@ pub enum ErrorKind {
     Parent,
     /// A range reaches beyond the end of the disk.
     OutOfRange,
+    /// A smaller disk would lose data.
+    CutsData,
     /// An argument makes no sense: not a multiple of the sector size, for example.
     InvalidInput,
     /// A bound of this library was met: see [`limits`](crate::format::limits).
@@ -141,6 +143,8 @@ pub(crate) enum Repr {
     Parent(ParentProblem),
     #[error("bytes {} to {} reach beyond the end of the disk at {size}", .range.start, .range.end)]
     OutOfRange { range: Range<u64>, size: u64 },
+    #[error("the part to be cut off holds data, at byte {at} of the disk")]
+    CutsData { at: u64 },
     #[error("{0}")]
     InvalidInput(String),
     #[error("{0}")]
@@ -222,6 +226,7 @@ impl Error {
             Repr::Locked { .. } => ErrorKind::Locked,
             Repr::ParentNeeded { .. } => ErrorKind::ParentNeeded,
             Repr::Parent(_) => ErrorKind::Parent,
+            Repr::CutsData { .. } => ErrorKind::CutsData,
             Repr::OutOfRange { .. } => ErrorKind::OutOfRange,
             Repr::InvalidInput(_) => ErrorKind::InvalidInput,
             Repr::Limit(_) => ErrorKind::LimitExceeded,
@@ -289,7 +294,7 @@ impl Error {
                 "look for a complete copy of the file; do not let another tool write to this one; --without-log reads what is left, at your own word"
             }
             ErrorKind::Locked => {
-                "stop that program, or pass --force-share to read anyway (what you read may be half-changed)"
+                "stop that program; commands that only read take --force-share (what they read may be half-changed)"
             }
             ErrorKind::ParentNeeded => {
                 "name the parent with --parent; `vhdx info` tells what the child knows of it, `vhdx map` lists what this file itself holds"
@@ -297,6 +302,9 @@ impl Error {
             ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
             ErrorKind::Poisoned => {
                 "see to the medium (is it full, is it failing?), then open the image again: its log brings back everything that was flushed"
+            }
+            ErrorKind::CutsData => {
+                "shrink the partition and its file system in the guest first; --force cuts off whatever is there"
             }
             ErrorKind::ForeignWriter => {
                 "make sure that nothing else uses the image, then run this again"

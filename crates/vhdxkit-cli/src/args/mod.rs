@@ -27,10 +27,16 @@ Examples:
   vhdx merge newest.avhdx             fold a checkpoint into its parent
   vhdx relink work.avhdx --parent P   repair a link to a parent that was moved";
 
+const TOP_NOTES: &str = "\
+Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes), or 0x hexadecimal.
+
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 `check` found problems, `compare` found differences;
+4 the image is in use; 5 the parent of a checkpoint is missing or another one.";
+
 /// Open, recover, read and write VHDX (Hyper-V) disk images. Never writes to an image unless that is the
 /// command's purpose.
 #[derive(Debug, Parser)]
-#[command(name = "vhdx", version, before_help = TOP_EXAMPLES, max_term_width = 100)]
+#[command(name = "vhdx", version, before_help = TOP_EXAMPLES, after_help = TOP_NOTES, max_term_width = 100)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -57,9 +63,10 @@ Examples:
     #[command(before_help = "\
 Examples:
   vhdx check disk.vhdx
+  vhdx check newest.avhdx                a checkpoint, all of its parents, and the links between
   vhdx check --json disk.vhdx | jq -r '.findings[].code'
 
-Exit status: 0 no problem, 3 problems found, 1 the file could not be read.")]
+Exit status: 0 no problem, 3 problems found, 1 the file could not be read, 4 it is in use.")]
     Check(CheckArgs),
     /// Look at the metadata log, take it apart, replay it.
     #[command(
@@ -178,7 +185,7 @@ Examples:
   vhdx compare disk.vhdx disk.raw
   vhdx compare before.vhdx after.vhdx
 
-Exit status: 0 the same, 3 different, 1 one could not be read.")]
+Exit status: 0 the same, 3 different, 1 one could not be read, 4 one is in use, 5 a parent is missing.")]
     Compare(CompareArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
@@ -319,6 +326,8 @@ pub(crate) struct InfoArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
 }
 
 /// Arguments of `log replay`.
@@ -326,6 +335,9 @@ pub(crate) struct CheckArgs {
 pub(crate) struct ReplayArgs {
     /// The VHDX file. It will be changed.
     pub(crate) image: PathBuf,
+    /// Replay although a damaged entry keeps newer ones from being replayed, which are lost then.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// Arguments of `log extract`.

@@ -4,9 +4,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use vhdxkit::OpenOptions;
 use vhdxkit::defect::Severity;
 use vhdxkit::findings::Findings;
-use vhdxkit::ops::check::check_file;
+use vhdxkit::ops::check::{CheckedImage, check_chain};
 
 use super::Context;
 use crate::args::CheckArgs;
@@ -18,21 +19,26 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
     stop_on_signal();
     let length = std::fs::metadata(path).map_or(0, |meta| meta.len());
     let mut bar = Bar::new("checking", length.min(1 << 29), context.quiet);
-    let findings = check_file(path, args.image.open.force_share, &mut bar)?;
+    let options = OpenOptions::new().force_share(args.image.open.force_share);
+    let images = check_chain(path, &args.parents.over(options), &mut bar)?;
     drop(bar);
+    let problems = images.iter().any(|image| image.findings.has_problems());
     if context.json {
-        print_json(&as_json(&findings))?;
+        print_json(&as_json(&images, problems))?;
     } else {
-        print_text(&path.display().to_string(), &findings)?;
+        for image in &images {
+            print_text(&image.path.display().to_string(), &image.findings)?;
+        }
     }
-    Ok(if findings.has_problems() { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+    Ok(if problems { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
 }
 
-fn as_json(findings: &Findings) -> Value {
-    let list: Vec<Value> = findings
-        .list()
-        .iter()
-        .map(|finding| {
+fn as_json(images: &[CheckedImage], problems: bool) -> Value {
+    let mut list = Vec::new();
+    let mut left_out = serde_json::Map::new();
+    for CheckedImage { path, findings, .. } in images {
+        let path = path.display().to_string();
+        list.extend(findings.list().iter().map(|finding| {
             json!({
                 "code": finding.code(),
                 "severity": finding.severity().name(),
@@ -40,13 +46,16 @@ fn as_json(findings: &Findings) -> Value {
                 "offset": finding.offset(),
                 "message": finding.to_string(),
                 "repair": finding.repair(),
+                "path": path,
             })
-        })
-        .collect();
-    let left_out: serde_json::Map<String, Value> =
-        findings.left_out().map(|(code, rest)| (code.to_owned(), json!(rest))).collect();
+        }));
+        for (code, rest) in findings.left_out() {
+            let sum = left_out.get(code).and_then(Value::as_u64).unwrap_or(0) + rest as u64;
+            left_out.insert(code.to_owned(), json!(sum));
+        }
+    }
     json!({
-        "result": if findings.has_problems() { "problems" } else { "ok" },
+        "result": if problems { "problems" } else { "ok" },
         "findings": list,
         "left_out": left_out,
         "repaired": [],

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhdxkit::CreateOptions;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
@@ -18,6 +18,12 @@ pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot measure {}", args.source.display());
     let (options, source) = match as_size.filter(|_| !args.source.exists()) {
         Some(bytes) => (CreateOptions::new(bytes), None),
+        None if !args.source.exists() => {
+            bail!(
+                "{} is neither a file nor a size; write 64G, 10M or bytes",
+                args.source.display()
+            );
+        }
         None => {
             let format = args.from.map(DiskFormat::from);
             let disk = Disk::open_with(&args.source, format, &args.open.options())?;

@@ -59,6 +59,9 @@ pub(crate) fn make<T>(
     builder.prefix(".vhdx-").suffix(".partial");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    if !folder.is_dir() {
+        bail!("{}: the folder {} does not exist", failed(), folder.display());
+    }
     let temporary = builder.tempfile_in(&folder).with_context(failed)?;
     let file = FileStorage::from_file(temporary.as_file().try_clone().with_context(failed)?);
     let report = make(&file)?;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::json;
-use vhdxkit::ops::partitions::end_of_last;
+use vhdxkit::ops::partitions::{end_of_last, whole_disk_file_system};
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
@@ -22,10 +22,7 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
-    let report = image.resize(new, shrink).with_context(|| match args.force {
-        true => failed(),
-        false => format!("{} (--force cuts off whatever is there)", failed()),
-    });
+    let report = image.resize(new, shrink).with_context(failed);
     let closed = image.close();
     let report = report?;
     closed.with_context(failed)?;
@@ -81,6 +78,15 @@ fn wanted(text: &str, old: u64) -> anyhow::Result<u64> {
 }
 
 fn require_whole_partitions(image: &Image, new: u64) -> anyhow::Result<()> {
+    if let Some(found) = whole_disk_file_system(image)?
+        && found.end > new
+    {
+        bail!(
+            "the disk holds a {} file system that reaches to byte {}, behind the new end at {new}: shrink it in the guest first (--force cuts it off)",
+            found.name,
+            found.end
+        );
+    }
     match end_of_last(image)? {
         Some(end) if end > new => bail!(
             "a partition of the disk reaches to byte {end}, behind the new end at {new}: shrink it in the guest first (--force cuts it off)"

@@ -1,6 +1,6 @@
 //! `vhdx write`: stdin to the disk, like a guest.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -10,7 +10,7 @@ use vhdxkit::{Image, OpenOptions};
 
 use super::Context;
 use crate::args::WriteArgs;
-use crate::console::print_json;
+use crate::console::{print_json, size};
 
 const CHUNK: usize = 1 << 20;
 
@@ -36,6 +36,9 @@ pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
             "bytes_written": written,
             "change_tracking": tracking,
         }))?;
+    } else {
+        let (name, from) = (args.image.display(), args.offset);
+        writeln!(io::stdout(), "{name}: {} written from byte {from} on", size(written))?;
     }
     Ok(())
 }

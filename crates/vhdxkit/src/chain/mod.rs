@@ -25,5 +25,6 @@ mod place;
 mod search;
 
 pub use options::{OpenOptions, ParentPolicy};
-pub(crate) use parents::judge;
+pub(crate) use parents::{judge, leads_to};
+pub(crate) use place::is_image_name;
 pub use search::{FoundImage, images_in};

@@ -191,7 +191,7 @@ impl Finder<'_> {
 }
 
 /// Whether the relative path of a child's locator leads to this parent.
-pub(super) fn leads_to(locator: &ParentLocator, child: &Path, parent: &Path) -> bool {
+pub(crate) fn leads_to(locator: &ParentLocator, child: &Path, parent: &Path) -> bool {
     let path = place::relative(locator).map(|relative| folder_of(child).join(relative));
     path.is_some_and(|path| same_file::is_same_file(path, parent).unwrap_or(false))
 }

@@ -9,7 +9,7 @@ use crate::view::locator::ParentLocator;
 const EXTENSIONS: [&str; 2] = ["vhdx", "avhdx"];
 
 /// Whether a file's name is that of an image.
-pub(super) fn is_image_name(path: &Path) -> bool {
+pub(crate) fn is_image_name(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|found| EXTENSIONS.iter().any(|known| found.eq_ignore_ascii_case(known)))
 }

@@ -1,9 +1,9 @@
 //! `check`: every rule that reading can judge, to the end, whatever is wrong on the way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::Result;
+use crate::chain::{OpenOptions, leads_to};
 use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::bat::SECTOR_BITMAP_BLOCK;
@@ -15,6 +15,7 @@ use crate::map::{Block, EntryRules, SpaceMap, walk};
 use crate::storage::{FileStorage, OpenMode, Storage, StorageExt, change_tracking_beside};
 use crate::view::geometry::{BatSlot, Geometry};
 use crate::view::regions::RegionMap;
+use crate::{ErrorKind, Image, Result};
 
 use super::progress::{Progress, advance};
 
@@ -44,6 +45,63 @@ pub fn check_file(
         findings.report(Defect::ChangeTracking { path: neighbour.display().to_string() })?;
     }
     Ok(findings)
+}
+
+/// What a check found in one file of a chain.
+#[derive(Debug)]
+pub struct CheckedImage {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it, and with the link to its parent.
+    pub findings: Findings,
+}
+
+/// Checks an image and, where `options` allow it, all of its parents and the links between them, child
+/// first.
+///
+/// # Errors
+/// As [`check_file`]: only when the child cannot be read or is locked. A parent that cannot be had, or is
+/// not the one the child was made from, is a finding (V33).
+pub fn check_chain(
+    path: impl AsRef<Path>,
+    options: &OpenOptions,
+    progress: &mut dyn Progress,
+) -> Result<Vec<CheckedImage>> {
+    let path = path.as_ref();
+    let share = options.shares();
+    let mut checked = vec![CheckedImage {
+        path: path.to_path_buf(),
+        findings: check_file(path, share, progress)?,
+    }];
+    let chain = match options.clone().without_log(true).open(path) {
+        Ok(chain) => chain,
+        Err(error) if error.kind() == ErrorKind::Parent => {
+            let why = error.to_string();
+            if let Some(child) = checked.first_mut() {
+                child.findings.report(Defect::ParentUnusable { why })?;
+            }
+            return Ok(checked);
+        }
+        // What keeps it from being opened was found above.
+        Err(_) => return Ok(checked),
+    };
+    for layer in chain.layers() {
+        let Some(path) = layer.path() else { continue };
+        if checked.iter().all(|image| image.path != path) {
+            let findings = check_file(path, share, progress)?;
+            checked.push(CheckedImage { path: path.to_path_buf(), findings });
+        }
+        if let (Some(defect), Some(image)) = (stale_path(layer), checked.last_mut()) {
+            image.findings.report(defect)?;
+        }
+    }
+    Ok(checked)
+}
+
+fn stale_path(child: &Image) -> Option<Defect> {
+    let (path, parent) = (child.path()?, child.parent()?.path()?);
+    let found = parent.display().to_string();
+    (!leads_to(child.parent_locator()?, path, parent)).then_some(Defect::ParentPathStale { found })
 }
 
 /// [`check_file`] for an image on any storage.

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::OpenOptions;
+use crate::chain::{OpenOptions, is_image_name};
 use crate::format::identifier;
 use crate::image::{ExtentState, Extents};
 use crate::storage::{DataRuns, FileStorage, OpenMode, Storage, StorageExt};
@@ -20,15 +20,37 @@ pub enum DiskFormat {
 }
 
 impl DiskFormat {
-    /// What a file looks like: VHDX when it starts with the signature, raw otherwise.
+    /// What a file is: VHDX when it starts with the signature or is named `.vhdx` or `.avhdx`, raw otherwise.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read; it looks like an image of a format that is not supported: taking it for
+    /// raw bytes would give a disk that makes no sense.
     pub fn recognise(path: &Path) -> Result<Self> {
         let file = FileStorage::open(path, OpenMode::ReadOnly { force_share: true })?;
-        let mut start = [0; 8];
+        let mut start = [0; 68];
         file.read_zero_filled(0, &mut start)?;
-        Ok(if start == identifier::SIGNATURE { Self::Vhdx } else { Self::Raw })
+        if start.starts_with(&identifier::SIGNATURE) || is_image_name(path) {
+            return Ok(Self::Vhdx);
+        }
+        let mut footer = [0; 8];
+        file.read_zero_filled(file.length()?.saturating_sub(512), &mut footer)?;
+        let foreign = match () {
+            () if start.starts_with(b"QFI\xfb") => Some("qcow2"),
+            () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk DescriptorFile") => {
+                Some("VMDK")
+            }
+            () if start.ends_with(&[0x7F, 0x10, 0xDA, 0xBE]) => Some("VDI"),
+            () if start.starts_with(b"conectix") || footer == *b"conectix" => {
+                Some("VHD (version 1)")
+            }
+            () => None,
+        };
+        match foreign {
+            Some(name) => Err(Error::invalid(format!(
+                "it looks like a {name} image, which this version does not read; say that it is raw to have its bytes taken as they are"
+            ))),
+            None => Ok(Self::Raw),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
+use crate::error::Repr;
 use crate::findings::Findings;
 use crate::format::bat::{ENTRY_LENGTH, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK};
 use crate::format::metadata::VIRTUAL_DISK_SIZE;
@@ -124,9 +125,7 @@ impl Image {
                 let Some(first) = bytes.iter().position(|byte| *byte != 0) else { return Ok(()) };
                 let first = at.saturating_add(u64::try_from(first).unwrap_or_default());
                 let first = extent.start.saturating_add(first.saturating_sub(place));
-                Err(Error::invalid(format!(
-                    "the part to be cut off holds data, at byte {first} of the disk"
-                )))
+                Err(Error::new(Repr::CutsData { at: first }))
             })?;
         }
         Ok(())
