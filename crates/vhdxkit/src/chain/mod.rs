@@ -1,8 +1,8 @@
 //! Chains: a differencing disk and the images below it.
 //!
 //! A child names its parent in a parent locator (MS-VHDX 2.6.2.6): an identity, and paths where the
-//! parent was last seen. `options` opens an image and, when asked to, its chain; `parents` finds each
-//! parent, `place` reads and writes the locator's paths, `beneath` opens a file without leaving a
+//! parent was last seen. `options` opens an image and, when asked to, its chain; `policy` says whom, `parents`
+//! finds each parent, `place` reads and writes the locator's paths, `beneath` opens a file without leaving a
 //! folder, `search` looks for images by identity.
 //!
 //! # Who may be opened
@@ -22,9 +22,11 @@ mod beneath;
 mod options;
 mod parents;
 mod place;
+mod policy;
 mod search;
 
-pub use options::{OpenOptions, ParentPolicy};
+pub use options::OpenOptions;
 pub(crate) use parents::{judge, leads_to};
 pub(crate) use place::is_image_name;
+pub use policy::ParentPolicy;
 pub use search::{FoundImage, images_in};

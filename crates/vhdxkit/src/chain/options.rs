@@ -9,22 +9,8 @@ use crate::storage::{FileStorage, OpenMode, Storage};
 use crate::view::locator::ParentLocator;
 use crate::{Error, Image, Result};
 
-use super::parents::{attach, judge};
-
-/// Which files may be opened because a child names them. See [the chapter](crate::chain) for why.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum ParentPolicy {
-    /// None. The child opens all the same; reading what only its parent holds is an error
-    /// ([`ErrorKind::ParentNeeded`](crate::ErrorKind::ParentNeeded)).
-    #[default]
-    Deny,
-    /// Those beneath this folder, with no symbolic link on the way: for servers. Every other file is
-    /// "not there".
-    Beneath(PathBuf),
-    /// Those the locator leads to, if they are files named `.vhdx` or `.avhdx`; and a file beside the
-    /// child that has the name the locator ends with.
-    Follow,
-}
+use super::parents::{attach, judge, leads_to};
+use super::policy::{ParentPolicy, Parents, Reading};
 
 /// How to open an image.
 ///
@@ -38,10 +24,7 @@ pub struct OpenOptions {
     force_share: bool,
     without_log: bool,
     seed: Option<u64>,
-    policy: ParentPolicy,
-    named_parents: Vec<PathBuf>,
-    ignore_parent_id: bool,
-    searched: Vec<PathBuf>,
+    parents: Parents,
 }
 
 impl OpenOptions {
@@ -92,7 +75,7 @@ impl OpenOptions {
     /// cannot be had is an error of the open.
     #[must_use]
     pub fn parents(mut self, policy: ParentPolicy) -> Self {
-        self.policy = policy;
+        self.parents.policy = policy;
         self
     }
 
@@ -100,22 +83,22 @@ impl OpenOptions {
     /// and so on. The identity is asked for all the same.
     #[must_use]
     pub fn parent(mut self, path: impl Into<PathBuf>) -> Self {
-        self.named_parents.push(path.into());
+        self.parents.named.push(path.into());
         self
     }
 
     /// Forgets the parents that were named and denies all others.
     #[must_use]
     pub fn without_parents(mut self) -> Self {
-        self.named_parents.clear();
-        self.policy = ParentPolicy::Deny;
+        self.parents.named.clear();
+        self.parents.policy = ParentPolicy::Deny;
         self
     }
 
     /// For an image of the same chain, so much further down: parents that were named for those above it
     /// are left out.
     pub(crate) fn skip_parents(mut self, layers: usize) -> Self {
-        self.named_parents.drain(..layers.min(self.named_parents.len()));
+        self.parents.named.drain(..layers.min(self.parents.named.len()));
         self
     }
 
@@ -123,7 +106,7 @@ impl OpenOptions {
     /// child shows is then a mixture of two disks, and nobody can say whether it makes sense.
     #[must_use]
     pub fn ignore_parent_id(mut self, yes: bool) -> Self {
-        self.ignore_parent_id = yes;
+        self.parents.ignore_id = yes;
         self
     }
 
@@ -131,7 +114,7 @@ impl OpenOptions {
     /// there. The child's own folder is searched as well. With [`ParentPolicy::Follow`] only.
     #[must_use]
     pub fn search_in(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.searched.push(folder.into());
+        self.parents.searched.push(folder.into());
         self
     }
 
@@ -150,7 +133,7 @@ impl OpenOptions {
         FileStorage::open(path, mode)
             .and_then(|file| self.open_layer(Arc::new(file)))
             .map_err(|e| e.in_file(path))
-            .and_then(|image| attach(self, image.at(path)))
+            .and_then(|image| attach(&self.parents, self.reading(), image.at(path)))
             .and_then(|image| self.require_parent(image).map_err(|e| e.in_file(path)))
             .and_then(|image| self.refresh(image).map_err(|e| e.in_file(path)))
     }
@@ -162,7 +145,7 @@ impl OpenOptions {
     /// As [`open`](Self::open), but for locks, which are the storage's affair.
     pub fn open_storage(&self, file: Arc<dyn Storage>) -> Result<Image> {
         let image = self.open_layer(file)?;
-        attach(self, image).and_then(|image| self.require_parent(image))
+        attach(&self.parents, self.reading(), image).and_then(|image| self.require_parent(image))
     }
 
     /// Opens a child that lies on any storage over its parent.
@@ -174,14 +157,14 @@ impl OpenOptions {
         if !child.geometry().is_differencing() {
             return Err(Error::invalid("the image has no parent"));
         }
-        judge(&child, &parent, self.ignore_parent_id).map_err(Error::parent_unfit)?;
+        judge(&child, &parent, self.parents.ignore_id).map_err(Error::parent_unfit)?;
         Ok(child.over(parent))
     }
 
     fn open_layer(&self, file: Arc<dyn Storage>) -> Result<Image> {
         match self.write {
             true => open_layer_for_writing(file, GuidSource::from_seed(self.seed)),
-            false => open_layer(file, self.dirty_log()),
+            false => open_layer(file, self.reading().log),
         }
     }
 
@@ -199,7 +182,7 @@ impl OpenOptions {
         let stale = |image: &Image| -> Option<ParentLocator> {
             let (child, parent) = (image.path()?, image.parent()?.path()?);
             let locator = image.parent_locator()?;
-            if super::parents::leads_to(locator, child, parent) {
+            if leads_to(locator, child, parent) {
                 return None;
             }
             // A place that a locator cannot name stays unnamed: the parent is found by --parent again.
@@ -214,28 +197,13 @@ impl OpenOptions {
         Ok(image)
     }
 
-    pub(super) fn dirty_log(&self) -> DirtyLog {
-        if self.without_log { DirtyLog::MayBeInvalid } else { DirtyLog::MustReplay }
+    fn reading(&self) -> Reading {
+        let log = if self.without_log { DirtyLog::MayBeInvalid } else { DirtyLog::MustReplay };
+        Reading { force_share: self.force_share, log }
     }
 
     pub(crate) fn shares(&self) -> bool {
         self.force_share
-    }
-
-    pub(super) fn policy(&self) -> &ParentPolicy {
-        &self.policy
-    }
-
-    pub(super) fn named_parents(&self) -> &[PathBuf] {
-        &self.named_parents
-    }
-
-    pub(super) fn ignores_parent_id(&self) -> bool {
-        self.ignore_parent_id
-    }
-
-    pub(super) fn searched(&self) -> &[PathBuf] {
-        &self.searched
     }
 }
 

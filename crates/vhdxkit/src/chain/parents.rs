@@ -14,12 +14,12 @@ use crate::storage::{FileStorage, OpenMode};
 use crate::view::locator::ParentLocator;
 use crate::{Error, ErrorKind, Image, Result};
 
-use super::options::{OpenOptions, ParentPolicy};
+use super::policy::{ParentPolicy, Parents, Reading};
 use super::search::{identity, images_in, parents_of};
 use super::{beneath, place};
 
-/// Opens the parents of an image as the options say, and gives the image with its chain.
-pub(super) fn attach(options: &OpenOptions, child: Image) -> Result<Image> {
+/// Opens the parents of an image as the caller says, and gives the image with its chain.
+pub(super) fn attach(parents: &Parents, reading: Reading, child: Image) -> Result<Image> {
     let mut files = Vec::new();
     // A file that cannot be compared with others cannot close a circle either: depth still ends it.
     files.extend(child.path().and_then(|path| Handle::from_path(path).ok()));
@@ -27,7 +27,8 @@ pub(super) fn attach(options: &OpenOptions, child: Image) -> Result<Image> {
     while let Some(last) = layers.last()
         && last.geometry().is_differencing()
     {
-        let mut finder = Finder { options, child: last, files: &mut files, looked: Vec::new() };
+        let mut finder =
+            Finder { parents, reading, child: last, files: &mut files, looked: Vec::new() };
         if layers.len() >= MAX_CHAIN_LENGTH {
             return Err(
                 finder.problem(format!("the chain has more than {MAX_CHAIN_LENGTH} images"))
@@ -67,7 +68,8 @@ pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<()
 
 /// The search for one parent.
 struct Finder<'a> {
-    options: &'a OpenOptions,
+    parents: &'a Parents,
+    reading: Reading,
     child: &'a Image,
     /// The files of the chain so far.
     files: &'a mut Vec<Handle>,
@@ -77,7 +79,7 @@ struct Finder<'a> {
 impl Finder<'_> {
     /// The parent of the `number`-th image of the chain; `None` when the policy opens none.
     fn find(&mut self, number: usize) -> Result<Option<Image>> {
-        if let Some(path) = self.options.named_parents().get(number) {
+        if let Some(path) = self.parents.named.get(number) {
             let path = path.clone();
             let opened = File::open(&path);
             return match self.take(&path, opened)? {
@@ -88,7 +90,7 @@ impl Finder<'_> {
         let Some(locator) = self.child.parent_locator() else { return Ok(None) };
         let relative = place::relative(locator);
         let name = place::file_name(locator);
-        match (self.options.policy(), self.child.path()) {
+        match (&self.parents.policy, self.child.path()) {
             (ParentPolicy::Deny, _) | (_, None) => return Ok(None),
             (ParentPolicy::Beneath(folder), Some(child)) => {
                 let here = child.canonicalize().ok();
@@ -150,15 +152,15 @@ impl Finder<'_> {
                 "it is part of this chain already: the chain runs in a circle".to_owned()
             ));
         }
-        let mode = OpenMode::ReadOnly { force_share: self.options.shares() };
+        let mode = OpenMode::ReadOnly { force_share: self.reading.force_share };
         let image = FileStorage::take(file, mode)
-            .and_then(|file| open_layer(Arc::new(file), self.options.dirty_log()));
+            .and_then(|file| open_layer(Arc::new(file), self.reading.log));
         let image = match image {
             Ok(image) => image,
             Err(error) if error.kind() == ErrorKind::Io => return Err(error.in_file(path)),
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let judged = judge(self.child, &image, self.options.ignores_parent_id());
+        let judged = judge(self.child, &image, self.parents.ignore_id);
         if judged.is_ok() {
             self.files.push(handle);
         }
@@ -167,7 +169,7 @@ impl Finder<'_> {
 
     fn problem(&mut self, what: impl Into<String>) -> Error {
         let expected = parents_of(self.child);
-        let found = match (self.options.policy(), self.child.path()) {
+        let found = match (&self.parents.policy, self.child.path()) {
             (ParentPolicy::Follow, Some(child)) => self.search(child, &expected),
             _ => Vec::new(),
         };
@@ -183,7 +185,7 @@ impl Finder<'_> {
     /// Images with the identity of the parent, in the child's folder and those the user has named.
     fn search(&self, child: &Path, expected: &[crate::format::Guid]) -> Vec<PathBuf> {
         let folder = folder_of(child);
-        let folders = std::iter::once(folder).chain(self.options.searched().iter().cloned());
+        let folders = std::iter::once(folder).chain(self.parents.searched.iter().cloned());
         // A folder that cannot be read has nothing to add to an error.
         let images = folders.filter_map(|folder| images_in(&folder).ok()).flatten();
         images.filter(|image| expected.contains(&image.data_write_guid)).map(|i| i.path).collect()

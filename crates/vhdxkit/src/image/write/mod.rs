@@ -5,7 +5,7 @@
 //! * `guest`: what a guest asks for: write, zero, discard. Payload goes into the file at once; the
 //!   mapping changes in memory.
 //! * `blocks`: one change of a block's mapping at a time, and room for it.
-//! * `sectors`: blocks of a child that hold only some of their sectors.
+//! * `payload`: bytes and zeros into the file. `sectors`: blocks of a child that hold only some of their sectors.
 //! * `commit`: what a flush does: one log entry for all changes of the mapping so far, one sync.
 //! * `session`: the first write of all, and the clean close.
 //! * `resize`: another size. `items`: other metadata, such as the parent locator.
@@ -31,6 +31,7 @@ mod blocks;
 mod commit;
 mod guest;
 mod items;
+mod payload;
 mod resize;
 mod sectors;
 mod session;

@@ -40,7 +40,7 @@ use crate::view::regions::Region;
 use crate::{Error, Result};
 
 use super::Writer;
-use super::sectors::Payload;
+use super::payload::{Payload, zero};
 use super::session::Identity;
 
 /// What a change of size did.
@@ -269,7 +269,7 @@ impl Image {
             writer.file.set_len(end).map_err(|e| Error::io("cannot extend the file", end, e))?;
             writer.grown(&mut state, end);
         }
-        super::guest::zero(writer, rest, self.geometry.disk_type() != DiskType::Fixed)?;
+        zero(writer, rest, self.geometry.disk_type() != DiskType::Fixed)?;
         writer.make_payload_first();
         Ok(())
     }

@@ -21,14 +21,8 @@ use crate::image::Image;
 use crate::map::{Bitmap, Block, Place};
 
 use super::blocks::Gate;
-use super::{State, Writer, guest};
-
-/// What sectors are given.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Payload<'a> {
-    Bytes(&'a [u8]),
-    Zeros,
-}
+use super::payload::{Payload, put, zero};
+use super::{State, Writer};
 
 impl Image {
     /// Whether a block in this state shows the parent.
@@ -104,7 +98,7 @@ impl Image {
     ) -> Result<()> {
         let used = self.geometry.used_bytes(block);
         if !place.zero && used < place.length {
-            guest::zero(writer, place.offset.saturating_add(used)..place.end(), true)?;
+            zero(writer, place.offset.saturating_add(used)..place.end(), true)?;
         }
         match payload {
             Payload::Zeros if place.zero => Ok(()),
@@ -193,14 +187,5 @@ impl Image {
             state.expose(place);
         }
         Ok(())
-    }
-}
-
-/// Writes a part of a block that lies at a file offset.
-fn put(writer: &Writer, file_offset: u64, part: &Range<u64>, payload: Payload<'_>) -> Result<()> {
-    let range = part.start.saturating_add(file_offset)..part.end.saturating_add(file_offset);
-    match payload {
-        Payload::Bytes(bytes) => guest::write(writer, range.start, bytes),
-        Payload::Zeros => guest::zero(writer, range, true),
     }
 }
