@@ -103,18 +103,19 @@ impl Class {
                 let operations = sequence(&workload::alphabet(start), index, 4)?;
                 Some(Workload { start, commits: 0, operations })
             }
-            Self::Child | Self::ChildRecycled | Self::ChildBorder => {
-                // The first commit of a session is another than those that follow: its entry counts
-                // after a sync anyway.
-                let start = self.start();
-                let operations = sequence(&workload::alphabet(start), index / 2, 4)?;
-                Some(Workload { start, commits: index % 2, operations })
-            }
-            Self::Resize | Self::ChildResize => {
+            Self::Resize => {
                 // With a commit before, a replay writes to the table that is about to move away.
                 let start = self.start();
                 let operations = sequence(&workload::resizes(start), index / 2, 4)?;
                 Some(Workload { start, commits: index % 2, operations })
+            }
+            Self::Child | Self::ChildRecycled | Self::ChildBorder => {
+                let start = self.start();
+                Some(mixed(start, &workload::alphabet(start), index))
+            }
+            Self::ChildResize => {
+                let start = self.start();
+                Some(mixed(start, &workload::resizes(start), index))
             }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];
@@ -140,6 +141,14 @@ fn long(start: Start, index: usize, seed: u64) -> Workload {
     workload::long(start, seed, 25 + (seed % 376) as usize)
 }
 
+/// Sequences of one to four operations in turn: those of one and two are few, and soon repeat. Every other
+/// one follows a commit: the first entry of a session counts only after a sync of its own, which
+/// makes payload durable whether it had to be or not.
+fn mixed(start: Start, alphabet: &[Operation], index: usize) -> Workload {
+    let operations = numbered(alphabet, index / 8, 1 + index / 2 % 4);
+    Workload { start, commits: index % 2, operations }
+}
+
 /// Sequence number `index` over an alphabet: all of one operation, then all of two, and so on to
 /// `longest`. A step through them that visits similar ones far apart.
 fn sequence(alphabet: &[Operation], index: usize, longest: usize) -> Option<Vec<Operation>> {
@@ -153,12 +162,18 @@ fn sequence(alphabet: &[Operation], index: usize, longest: usize) -> Option<Vec<
             return None;
         }
     }
+    Some(numbered(alphabet, index, length))
+}
+
+/// Sequence number `index` of those of one length, the first one again behind the last.
+fn numbered(alphabet: &[Operation], index: usize, length: usize) -> Vec<Operation> {
+    let n = alphabet.len();
     // A number that shares no factor with any power of n below 20 visits each once.
-    let mut index = index * 7919 % count;
+    let mut index = index * 7919 % n.pow(length as u32);
     let mut operations = Vec::new();
     for _ in 0..length {
         operations.push(alphabet[index % n]);
         index /= n;
     }
-    Some(operations)
+    operations
 }

@@ -32,7 +32,8 @@ pub enum Start {
     Border,
     /// A child that holds nothing yet, of six blocks of 1 MiB.
     Child,
-    /// One of six blocks of 2 MiB; the free space of its file holds foreign bytes.
+    /// One of six blocks of 2 MiB; the free space of its file holds foreign bytes, its sector bitmap the
+    /// bits of an earlier life: the blocks show their parent all the same.
     ChildRecycled,
     /// One with blocks of 256 MiB: two of those that are used belong to one sector bitmap, the third to
     /// the next.
@@ -193,8 +194,11 @@ impl Start {
         };
         let options = options.block_size(u32::try_from(self.block()).expect("it is a block's"));
         let options = options.fixed(self == Self::Fixed).reproducible(42);
-        let disk = SimDisk::default();
-        options.create_storage(&disk).expect("an image can be created");
+        let disk = Arc::new(SimDisk::default());
+        options.create_storage(&*disk).expect("an image can be created");
+        if self == Self::ChildRecycled {
+            leave_stale_bits(&disk, &below);
+        }
         if self.is_recycled() {
             leave_foreign_bytes(&disk);
         }
@@ -246,4 +250,17 @@ fn leave_foreign_bytes(disk: &SimDisk) {
             disk.write_at(at, &foreign()).expect("room");
         }
     }
+}
+
+/// Gives a child a sector bitmap, and takes the only block away that it was made for. That leaves a block
+/// that is not present, and bits that mean nothing.
+fn leave_stale_bits(disk: &Arc<SimDisk>, below: &Below) {
+    let options = OpenOptions::new().write(true).reproducible(43);
+    let child = below.open(&options, disk.clone()).expect("a child can be opened");
+    child.write_at(0, &foreign()).expect("a child can be written");
+    child.close().expect("a child can be closed");
+    let table = child.regions().bat().offset;
+    let bits = child.sector_bitmap(0).expect("its entry is good").expect("it is there");
+    disk.write_at(table, &[0; 8]).expect("room");
+    disk.write_at(bits, &[0xFF; 4096]).expect("room");
 }
