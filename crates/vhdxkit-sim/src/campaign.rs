@@ -1,4 +1,4 @@
-//! Crashing everything: classes of workloads, every state of every window, on all cores.
+//! Crashing everything: [classes](Class) of workloads, every state of every window, on all cores.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -10,127 +10,14 @@ use std::time::{Duration, Instant};
 use vhdxkit::{CreateOptions, ErrorKind, OpenOptions};
 
 use crate::check::{ask_qemu, check_state, record_recovery};
+use crate::class::Class;
 use crate::disk::{SimDisk, Window};
+use crate::guest;
 use crate::medium::{Medium, mix};
-use crate::model::{Expectation, Model};
+use crate::model::{Expectation, Model, SECTOR};
+use crate::start::{Below, Scene, Start};
 use crate::states::{Atoms, Survivors};
-use crate::workload::{self, Operation, Start, Workload};
-
-/// A kind of workload; figures are kept for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
-    /// Up to four operations on an empty disk.
-    Fresh,
-    /// Up to four operations where free space holds foreign bytes.
-    Recycled,
-    /// Up to four operations on a fixed disk.
-    Fixed,
-    /// Up to four operations around the first sector bitmap entry.
-    Border,
-    /// Up to four operations with changes of size.
-    Resize,
-    /// Up to four operations when the log is almost full.
-    Epoch,
-    /// Hundreds of operations, several epochs of the log.
-    Long,
-    /// Crashes of the recovery of all of the above.
-    Recovery,
-    /// Making an image.
-    Create,
-}
-
-impl Class {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
-        Self::Fresh,
-        Self::Recycled,
-        Self::Fixed,
-        Self::Border,
-        Self::Resize,
-        Self::Epoch,
-        Self::Long,
-        Self::Recovery,
-        Self::Create,
-    ];
-
-    /// For the table.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Fresh => "fresh: up to 4 operations",
-            Self::Recycled => "recycled: foreign bytes in free space",
-            Self::Fixed => "fixed disk",
-            Self::Border => "border: blocks around a sector bitmap entry",
-            Self::Resize => "resize: grow, shrink, move the table",
-            Self::Epoch => "epoch: the log is almost full",
-            Self::Long => "long: several epochs of the log",
-            Self::Recovery => "recovery crashed again (depth two)",
-            Self::Create => "create",
-        }
-    }
-
-    fn start(self) -> Start {
-        match self {
-            Self::Recycled => Start::Recycled,
-            Self::Fixed => Start::Fixed,
-            Self::Border => Start::Border,
-            _ => Start::Fresh,
-        }
-    }
-
-    /// Workload number `index`; `None` behind the last.
-    #[must_use]
-    pub fn workload(self, index: usize, seed: u64) -> Option<Workload> {
-        match self {
-            Self::Fresh | Self::Recycled | Self::Fixed | Self::Border => {
-                let start = self.start();
-                let operations = sequence(&workload::alphabet(start), index, 4)?;
-                Some(Workload { start, commits: 0, operations })
-            }
-            Self::Resize => {
-                // With a commit before, a replay writes to the table that is about to move away.
-                let operations = sequence(&workload::resizes(), index / 2, 4)?;
-                Some(Workload { start: self.start(), commits: index % 2, operations })
-            }
-            Self::Epoch => {
-                let start = [Start::Recycled, Start::Fresh][index % 2];
-                let operations = sequence(&workload::at_the_end_of_an_epoch(), index / 2, 4)?;
-                // 126 entries of two sectors fill a log of 256 sectors.
-                Some(Workload { start, commits: 123 + index / 2 % 4, operations })
-            }
-            Self::Long => {
-                let starts = [Start::Recycled, Start::Fresh, Start::Border, Start::Fixed];
-                let start = starts[index % 4];
-                let seed = mix(seed ^ index as u64);
-                Some(workload::long(start, seed, 25 + (seed % 376) as usize))
-            }
-            Self::Recovery | Self::Create => None,
-        }
-    }
-}
-
-/// Sequence number `index` over an alphabet: all of one operation, then all of two, and so on to
-/// `longest`. A step through them that visits similar ones far apart.
-fn sequence(alphabet: &[Operation], index: usize, longest: usize) -> Option<Vec<Operation>> {
-    let n = alphabet.len();
-    let (mut index, mut length, mut count) = (index, 1, n);
-    while index >= count {
-        index -= count;
-        length += 1;
-        count *= n;
-        if length > longest {
-            return None;
-        }
-    }
-    // A number that shares no factor with any power of n below 20 visits each once.
-    let mut index = index * 7919 % count;
-    let mut operations = Vec::new();
-    for _ in 0..length {
-        operations.push(alphabet[index % n]);
-        index /= n;
-    }
-    Some(operations)
-}
+use crate::workload::Workload;
 
 /// How much to do.
 #[derive(Debug, Clone)]
@@ -200,7 +87,7 @@ pub fn run(plan: &Plan) -> Outcome {
     };
     for &class in &plan.classes {
         match class {
-            Class::Create => shared.create(),
+            Class::Create | Class::ChildCreate => shared.create(class),
             Class::Recovery => {}
             _ => shared.class(class),
         }
@@ -225,10 +112,7 @@ impl Shared<'_> {
 
     fn class(&self, class: Class) {
         let next = AtomicUsize::new(self.plan.only.unwrap_or(0));
-        let media: Vec<(Start, Medium)> =
-            [Start::Fresh, Start::Recycled, Start::Fixed, Start::Border]
-                .map(|start| (start, start.medium()))
-                .to_vec();
+        let scenes = Start::ALL.map(Start::scene);
         std::thread::scope(|scope| {
             for _ in 0..self.plan.threads.max(1) {
                 scope.spawn(|| {
@@ -238,16 +122,15 @@ impl Shared<'_> {
                             break;
                         }
                         let Some(work) = class.workload(index, self.plan.seed) else { break };
-                        let medium = media.iter().find(|(start, _)| *start == work.start);
-                        let medium = &medium.expect("every start has one").1;
-                        self.workload(class, index, &work, medium);
+                        let scene = scenes.iter().find(|scene| scene.start == work.start);
+                        self.workload(class, index, &work, scene.expect("every start has one"));
                     }
                 });
             }
         });
     }
 
-    fn workload(&self, class: Class, index: usize, work: &Workload, medium: &Medium) {
+    fn workload(&self, class: Class, index: usize, work: &Workload, scene: &Scene) {
         self.tally(class, |tally| tally.workloads += 1);
         let told = || {
             let operations = match work.operations.len() {
@@ -262,13 +145,13 @@ impl Shared<'_> {
                 self.plan.seed
             )
         };
-        match std::panic::catch_unwind(|| workload::run(work, medium)) {
+        match std::panic::catch_unwind(|| guest::run(work, scene)) {
             Ok(Ok(windows)) => {
                 for (number, window) in windows.iter().enumerate() {
                     if self.stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    self.window(class, number, window, work.start.metadata_end(), &told);
+                    self.window(class, number, window, scene, &told);
                 }
             }
             Ok(Err(error)) => self.fail(class, format!("{}\n    without a crash: {error}", told())),
@@ -281,10 +164,10 @@ impl Shared<'_> {
         class: Class,
         number: usize,
         window: &Window,
-        metadata_end: u64,
+        scene: &Scene,
         told: &dyn Fn() -> String,
     ) {
-        let atoms = Atoms::new(window, metadata_end);
+        let atoms = Atoms::new(window, scene.start.metadata_end());
         let expected = hash(&*window.expected);
         self.tally(class, |tally| tally.windows += 1);
         for survivors in atoms.survivors(mix(self.plan.seed ^ number as u64)) {
@@ -300,8 +183,9 @@ impl Shared<'_> {
             if !new {
                 continue;
             }
-            let mut judged = checked(&state, &window.expected);
-            if judged.is_ok() && self.plan.qemu > 0 && count.is_multiple_of(self.plan.qemu) {
+            let mut judged = checked(&state, &scene.below, &window.expected);
+            let for_qemu = self.plan.qemu > 0 && scene.below.is_nothing();
+            if judged.is_ok() && for_qemu && count.is_multiple_of(self.plan.qemu) {
                 judged = ask_qemu(&state, &window.expected);
                 self.tally(class, |tally| tally.qemu += 1);
             }
@@ -319,7 +203,7 @@ impl Shared<'_> {
             }
             let deeper = class != Class::Recovery && count.is_multiple_of(self.plan.depth_two);
             if deeper && !self.enough(Class::Recovery) {
-                self.recovery(&state, &window.expected, metadata_end, told);
+                self.recovery(&state, &window.expected, scene, told);
             }
         }
     }
@@ -328,14 +212,14 @@ impl Shared<'_> {
         &self,
         state: &Medium,
         expected: &Arc<Expectation>,
-        metadata_end: u64,
+        scene: &Scene,
         told: &dyn Fn() -> String,
     ) {
         self.tally(Class::Recovery, |tally| tally.workloads += 1);
-        match record_recovery(state, expected) {
+        match record_recovery(state, &scene.below, expected) {
             Ok(windows) => {
                 for (number, window) in windows.iter().enumerate() {
-                    self.window(Class::Recovery, number, window, metadata_end, told);
+                    self.window(Class::Recovery, number, window, scene, told);
                 }
             }
             Err(error) => self.fail(Class::Recovery, format!("{}\n    recovery: {error}", told())),
@@ -343,41 +227,46 @@ impl Shared<'_> {
     }
 
     /// A half-made image is no image; a whole one is good.
-    fn create(&self) {
+    fn create(&self, class: Class) {
+        let parent = Start::Child.scene();
         for variant in 0.. {
-            if self.enough(Class::Create) || variant >= 4000 {
+            if self.enough(class) || variant >= 4000 {
                 return;
             }
             let size = (1 + variant % 40) << 20;
-            let options = CreateOptions::new(size)
+            let child = class == Class::ChildCreate;
+            let (below, (options, model)) = match child {
+                true => (parent.below.clone(), parent.another_child(size)),
+                false => (
+                    Below::default(),
+                    (CreateOptions::new(size), Model::new(size, [0, size - SECTOR])),
+                ),
+            };
+            let options = options
                 .block_size(1 << 20 << (variant % 9))
-                .fixed(variant % 3 == 0 && variant % 9 < 4)
+                .fixed(!child && variant % 3 == 0 && variant % 9 < 4)
                 .reproducible(variant);
-            let model = Model::new(size, [0, size - 512]);
             let disk = SimDisk::default();
             disk.record(0, &model.expectation());
-            self.tally(Class::Create, |tally| tally.workloads += 1);
+            self.tally(class, |tally| tally.workloads += 1);
             if let Err(error) = options.create_storage(&disk) {
-                self.fail(Class::Create, format!("create, variant {variant}: {error}"));
+                self.fail(class, format!("create, variant {variant}: {error}"));
                 return;
             }
             for window in disk.windows() {
                 let atoms = Atoms::new(&window, 0);
-                self.tally(Class::Create, |tally| tally.windows += 1);
+                self.tally(class, |tally| tally.windows += 1);
                 for survivors in atoms.survivors(mix(self.plan.seed ^ variant)) {
                     let state = atoms.state(&survivors);
                     let image = state.hash();
                     let mut new = false;
-                    self.tally(Class::Create, |tally| {
+                    self.tally(class, |tally| {
                         tally.states += 1;
                         new = tally.distinct.insert(image);
                     });
-                    if new && let Err(error) = created(&state, &window.expected) {
+                    if new && let Err(error) = created(&state, &below, &window.expected) {
                         let what = describe(&atoms, &survivors);
-                        self.fail(
-                            Class::Create,
-                            format!("create, variant {variant}\n{what}    {error}"),
-                        );
+                        self.fail(class, format!("create, variant {variant}\n{what}    {error}"));
                         return;
                     }
                 }
@@ -393,20 +282,20 @@ impl Shared<'_> {
     }
 }
 
-fn created(state: &Medium, expected: &Expectation) -> Result<(), String> {
+fn created(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), String> {
     let disk = Arc::new(SimDisk::new(state.clone()));
     match OpenOptions::new().open_storage(disk) {
         Err(error) if error.kind() == ErrorKind::NotVhdx => Ok(()),
         Err(error) => Err(format!("a half-made file looks like an image: {error}")),
         Ok(image) => {
             drop(image);
-            checked(state, expected)
+            checked(state, below, expected)
         }
     }
 }
 
-fn checked(state: &Medium, expected: &Expectation) -> Result<(), String> {
-    std::panic::catch_unwind(|| check_state(state, expected))
+fn checked(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), String> {
+    std::panic::catch_unwind(|| check_state(state, below, expected))
         .unwrap_or_else(|_| Err("it panicked".to_owned()))
 }
 

@@ -10,6 +10,7 @@ use vhdxkit::storage::{FileStorage, Storage};
 use crate::disk::{SimDisk, Window};
 use crate::medium::Medium;
 use crate::model::{Expectation, judge};
+use crate::start::Below;
 
 /// The seed of those who recover.
 const RECOVERY: u64 = 0x7265_636F;
@@ -20,31 +21,31 @@ const RECOVERY: u64 = 0x7265_636F;
 ///
 /// # Errors
 /// What does not hold.
-pub fn check_state(state: &Medium, expected: &Expectation) -> Result<(), String> {
+pub fn check_state(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), String> {
     let disk = Arc::new(SimDisk::new(state.clone()));
-    let image = OpenOptions::new().open_storage(disk.clone());
+    let image = below.open(&OpenOptions::new(), disk.clone());
     let image = image.map_err(|e| format!("cannot be opened for reading: {e}"))?;
     let read_only = judge(&image, expected).map_err(|e| format!("read-only: {e}"))?;
     drop(image);
     if disk.view().hash() != state.hash() {
         return Err("opening for reading has changed the file".to_owned());
     }
-    let replayed = judge(&open(&disk)?, expected).map_err(|e| format!("replayed: {e}"))?;
+    let replayed = judge(&open(&disk, below)?, expected).map_err(|e| format!("replayed: {e}"))?;
     if replayed != read_only {
         return Err(format!("read-only shows {read_only:?}, replayed {replayed:?}"));
     }
     require_sound(&disk)?;
     let once = disk.view().hash();
-    drop(open(&disk)?);
+    drop(open(&disk, below)?);
     if disk.view().hash() != once {
         return Err("a second recovery changes the file".to_owned());
     }
     Ok(())
 }
 
-fn open(disk: &Arc<SimDisk>) -> Result<vhdxkit::Image, String> {
+fn open(disk: &Arc<SimDisk>, below: &Below) -> Result<vhdxkit::Image, String> {
     let options = OpenOptions::new().write(true).reproducible(RECOVERY);
-    options.open_storage(disk.clone()).map_err(|e| format!("cannot be opened for writing: {e}"))
+    below.open(&options, disk.clone()).map_err(|e| format!("cannot be opened for writing: {e}"))
 }
 
 /// Nothing worse than space to reclaim, and one header copy that a crash has torn or left behind.
@@ -66,10 +67,14 @@ fn require_sound(disk: &Arc<SimDisk>) -> Result<(), String> {
 ///
 /// # Errors
 /// The recovery fails.
-pub fn record_recovery(state: &Medium, expected: &Arc<Expectation>) -> Result<Vec<Window>, String> {
+pub fn record_recovery(
+    state: &Medium,
+    below: &Below,
+    expected: &Arc<Expectation>,
+) -> Result<Vec<Window>, String> {
     let disk = Arc::new(SimDisk::new(state.clone()));
     disk.record(0, expected);
-    drop(open(&disk)?);
+    drop(open(&disk, below)?);
     Ok(disk.windows())
 }
 

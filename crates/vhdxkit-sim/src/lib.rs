@@ -1,17 +1,21 @@
 //! Crashes the write path of vhdxkit in every way, and checks what is left.
 //!
-//! A [`workload`] runs the real library on a simulated [`disk`], which remembers what was done since
-//! the last sync. From each such window [`states`] makes what a power loss or a kill could leave; each
+//! A [`guest`] carries a [`workload`] out with the real library on a simulated [`disk`], which remembers
+//! what was done since the last sync; it begins at a [`start`], some of them children of a parent with
+//! data. From each such window [`states`] makes what a power loss or a kill could leave; each
 //! different one is opened, recovered and judged by [`check`] against the guest's [`model`]. A
-//! [`campaign`] does that for classes of workloads and counts. [`kill`] does it to a real process.
+//! [`campaign`] does that for each [`class`] of workloads and counts. [`kill`] does it to a real process.
 
 pub mod campaign;
 pub mod check;
+pub mod class;
 pub mod disk;
+pub mod guest;
 #[cfg(unix)]
 pub mod kill;
 pub mod medium;
 pub mod model;
 pub mod random;
+pub mod start;
 pub mod states;
 pub mod workload;

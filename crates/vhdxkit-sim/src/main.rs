@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vhdxkit_sim::campaign::{Class, Plan, run};
+use vhdxkit_sim::campaign::{Plan, run};
+use vhdxkit_sim::class::Class;
 
 /// Crash the write path of vhdxkit in every way, and check what is left.
 #[derive(Debug, Parser)]
@@ -86,6 +87,12 @@ enum ClassName {
     Epoch,
     Long,
     Create,
+    Child,
+    ChildRecycled,
+    ChildBorder,
+    ChildResize,
+    ChildLong,
+    ChildCreate,
 }
 
 fn main() -> ExitCode {
@@ -133,6 +140,12 @@ fn crash(arguments: Arguments) -> ExitCode {
         ClassName::Epoch => Class::Epoch,
         ClassName::Long => Class::Long,
         ClassName::Create => Class::Create,
+        ClassName::Child => Class::Child,
+        ClassName::ChildRecycled => Class::ChildRecycled,
+        ClassName::ChildBorder => Class::ChildBorder,
+        ClassName::ChildResize => Class::ChildResize,
+        ClassName::ChildLong => Class::ChildLong,
+        ClassName::ChildCreate => Class::ChildCreate,
     });
     let mut classes: Vec<Class> = named.collect();
     if classes.is_empty() {

@@ -53,6 +53,13 @@ fn version_of(offset: u64, bytes: &[u8]) -> Result<u64, String> {
     })
 }
 
+/// Which write an image shows in a cell.
+fn version_at(image: &Image, offset: u64) -> Result<u64, String> {
+    let mut bytes = [0; SECTOR as usize];
+    image.read_at(offset, &mut bytes).map_err(|e| format!("cannot read {offset:#x}: {e}"))?;
+    version_of(offset, &bytes).map_err(|e| format!("{offset:#x} shows {e}"))
+}
+
 /// Marks file space that nobody owns.
 pub const FOREIGN: u64 = 0xF0F1_F2F3_F4F5_F6F7;
 
@@ -102,6 +109,30 @@ impl Model {
                 allowed.push(version);
             }
         }
+    }
+
+    /// Each sector of a range has become zeros or stayed as it was before: what the living image shows is
+    /// the newest now.
+    ///
+    /// # Errors
+    /// It shows something else.
+    pub fn keeps_or_loses(
+        &mut self,
+        range: Range<u64>,
+        before: &Self,
+        image: &Image,
+    ) -> Result<(), String> {
+        for (offset, allowed) in self.cells.range_mut(range) {
+            let found = version_at(image, *offset)?;
+            let newest = before.cells.get(offset).and_then(|allowed| allowed.last());
+            if found != ZERO && newest != Some(&found) {
+                return Err(format!("{offset:#x} shows write {found}, not {newest:?} or zeros"));
+            }
+            if allowed.last() != Some(&found) {
+                allowed.push(found);
+            }
+        }
+        Ok(())
     }
 
     /// Everything written so far is durable.
@@ -172,12 +203,8 @@ impl Model {
     /// # Errors
     /// What is wrong.
     pub fn require_newest(&self, image: &Image) -> Result<(), String> {
-        let mut bytes = [0; SECTOR as usize];
         for (&offset, allowed) in self.cells.range(..self.size) {
-            image
-                .read_at(offset, &mut bytes)
-                .map_err(|e| format!("cannot read {offset:#x}: {e}"))?;
-            let found = version_of(offset, &bytes).map_err(|e| format!("{offset:#x} shows {e}"))?;
+            let found = version_at(image, offset)?;
             if allowed.last() != Some(&found) {
                 return Err(format!("{offset:#x} shows write {found}, not {:?}", allowed.last()));
             }
@@ -195,12 +222,10 @@ pub fn judge(image: &Image, expected: &Expectation) -> Result<Vec<u64>, String> 
     if !expected.sizes.contains(&size) {
         return Err(format!("the disk has {size} bytes, expected one of {:?}", expected.sizes));
     }
-    let mut bytes = [0; SECTOR as usize];
     let mut seen = vec![size];
     for (offset, allowed) in expected.cells.iter().filter(|(offset, _)| *offset < size) {
-        image.read_at(*offset, &mut bytes).map_err(|e| format!("cannot read {offset:#x}: {e}"))?;
-        let found = version_of(*offset, &bytes)
-            .map_err(|e| format!("{offset:#x} shows {e}; allowed are writes {allowed:?}"))?;
+        let found = version_at(image, *offset)
+            .map_err(|e| format!("{e}; allowed are writes {allowed:?}"))?;
         if !allowed.contains(&found) {
             return Err(format!("{offset:#x} shows write {found}; allowed are {allowed:?}"));
         }

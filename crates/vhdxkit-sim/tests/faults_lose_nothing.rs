@@ -11,6 +11,7 @@ use vhdxkit::{CreateOptions, ErrorKind, Image, OpenOptions, Shrink};
 use vhdxkit_sim::check::check_state;
 use vhdxkit_sim::disk::SimDisk;
 use vhdxkit_sim::model::{Model, SECTOR, stamp};
+use vhdxkit_sim::start::Below;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -263,7 +264,7 @@ fn run(start: &SimDisk, at: usize, fault: Fault) -> bool {
     for (medium, name) in
         [(faulty.disk.view(), "all that was written"), (faulty.disk.durable(), "what was synced")]
     {
-        check_state(&medium, &expected)
+        check_state(&medium, &Below::default(), &expected)
             .unwrap_or_else(|error| panic!("{}", what(&format!("{name}: {error}"))));
     }
     faulty.failed.lock().unwrap().is_some()

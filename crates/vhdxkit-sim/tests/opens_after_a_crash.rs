@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use vhdxkit_sim::campaign::{Class, Plan, run};
+use vhdxkit_sim::campaign::{Plan, run};
+use vhdxkit_sim::class::Class;
 
 #[test]
 fn every_crash_state_opens_with_what_was_acknowledged() {

@@ -1,0 +1,179 @@
+//! The kinds of workloads, and which ones each has.
+
+use crate::medium::mix;
+use crate::start::Start;
+use crate::workload::{self, Operation, Workload};
+
+/// A kind of workload; figures are kept for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Up to four operations on an empty disk.
+    Fresh,
+    /// Up to four operations where free space holds foreign bytes.
+    Recycled,
+    /// Up to four operations on a fixed disk.
+    Fixed,
+    /// Up to four operations around the first sector bitmap entry.
+    Border,
+    /// Up to four operations with changes of size.
+    Resize,
+    /// Up to four operations when the log is almost full.
+    Epoch,
+    /// Hundreds of operations, several epochs of the log.
+    Long,
+    /// Crashes of the recovery of all of the above.
+    Recovery,
+    /// Making an image.
+    Create,
+    /// Up to four operations on a child.
+    Child,
+    /// Likewise, where free space holds foreign bytes.
+    ChildRecycled,
+    /// Likewise, around the entry of a sector bitmap.
+    ChildBorder,
+    /// Likewise, with changes of size.
+    ChildResize,
+    /// Hundreds of operations on children.
+    ChildLong,
+    /// Making a child.
+    ChildCreate,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Fresh,
+        Self::Recycled,
+        Self::Fixed,
+        Self::Border,
+        Self::Resize,
+        Self::Epoch,
+        Self::Long,
+        Self::Recovery,
+        Self::Create,
+        Self::Child,
+        Self::ChildRecycled,
+        Self::ChildBorder,
+        Self::ChildResize,
+        Self::ChildLong,
+        Self::ChildCreate,
+    ];
+
+    /// For the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh: up to 4 operations",
+            Self::Recycled => "recycled: foreign bytes in free space",
+            Self::Fixed => "fixed disk",
+            Self::Border => "border: blocks around a sector bitmap entry",
+            Self::Resize => "resize: grow, shrink, move the table",
+            Self::Epoch => "epoch: the log is almost full",
+            Self::Long => "long: several epochs of the log",
+            Self::Recovery => "recovery crashed again (depth two)",
+            Self::Create => "create",
+            Self::Child => "child: up to 4 operations",
+            Self::ChildRecycled => "child, foreign bytes in free space",
+            Self::ChildBorder => "child, blocks of two sector bitmaps",
+            Self::ChildResize => "child, grow and shrink",
+            Self::ChildLong => "child, several epochs of the log",
+            Self::ChildCreate => "create a child",
+        }
+    }
+
+    fn start(self) -> Start {
+        match self {
+            Self::Recycled => Start::Recycled,
+            Self::Fixed => Start::Fixed,
+            Self::Border => Start::Border,
+            Self::Child => Start::Child,
+            Self::ChildRecycled => Start::ChildRecycled,
+            Self::ChildBorder => Start::ChildBorder,
+            Self::ChildResize => Start::ChildResize,
+            _ => Start::Fresh,
+        }
+    }
+
+    /// Workload number `index`; `None` behind the last.
+    #[must_use]
+    pub fn workload(self, index: usize, seed: u64) -> Option<Workload> {
+        match self {
+            Self::Fresh | Self::Recycled | Self::Fixed | Self::Border => {
+                let start = self.start();
+                let operations = sequence(&workload::alphabet(start), index, 4)?;
+                Some(Workload { start, commits: 0, operations })
+            }
+            Self::Resize => {
+                // With a commit before, a replay writes to the table that is about to move away.
+                let start = self.start();
+                let operations = sequence(&workload::resizes(start), index / 2, 4)?;
+                Some(Workload { start, commits: index % 2, operations })
+            }
+            Self::Child | Self::ChildRecycled | Self::ChildBorder => {
+                let start = self.start();
+                Some(mixed(start, &workload::alphabet(start), index))
+            }
+            Self::ChildResize => {
+                let start = self.start();
+                Some(mixed(start, &workload::resizes(start), index))
+            }
+            Self::Epoch => {
+                let start = [Start::Recycled, Start::Fresh][index % 2];
+                let operations = sequence(&workload::at_the_end_of_an_epoch(), index / 2, 4)?;
+                // 126 entries of two sectors fill a log of 256 sectors.
+                Some(Workload { start, commits: 123 + index / 2 % 4, operations })
+            }
+            Self::Long => {
+                let starts = [Start::Recycled, Start::Fresh, Start::Border, Start::Fixed];
+                Some(long(starts[index % 4], index, seed))
+            }
+            Self::ChildLong => {
+                let starts = [Start::ChildRecycled, Start::Child, Start::ChildBorder];
+                Some(long(starts[index % 3], index, seed))
+            }
+            Self::Recovery | Self::Create | Self::ChildCreate => None,
+        }
+    }
+}
+
+fn long(start: Start, index: usize, seed: u64) -> Workload {
+    let seed = mix(seed ^ index as u64);
+    workload::long(start, seed, 25 + (seed % 376) as usize)
+}
+
+/// Sequences of one to four operations in turn: those of one and two are few, and soon repeat. Every other
+/// one follows a commit: the first entry of a session counts only after a sync of its own, which
+/// makes payload durable whether it had to be or not.
+fn mixed(start: Start, alphabet: &[Operation], index: usize) -> Workload {
+    let operations = numbered(alphabet, index / 8, 1 + index / 2 % 4);
+    Workload { start, commits: index % 2, operations }
+}
+
+/// Sequence number `index` over an alphabet: all of one operation, then all of two, and so on to
+/// `longest`. A step through them that visits similar ones far apart.
+fn sequence(alphabet: &[Operation], index: usize, longest: usize) -> Option<Vec<Operation>> {
+    let n = alphabet.len();
+    let (mut index, mut length, mut count) = (index, 1, n);
+    while index >= count {
+        index -= count;
+        length += 1;
+        count *= n;
+        if length > longest {
+            return None;
+        }
+    }
+    Some(numbered(alphabet, index, length))
+}
+
+/// Sequence number `index` of those of one length, the first one again behind the last.
+fn numbered(alphabet: &[Operation], index: usize, length: usize) -> Vec<Operation> {
+    let n = alphabet.len();
+    // A number that shares no factor with any power of n below 20 visits each once.
+    let mut index = index * 7919 % n.pow(length as u32);
+    let mut operations = Vec::new();
+    for _ in 0..length {
+        operations.push(alphabet[index % n]);
+        index /= n;
+    }
+    operations
+}
