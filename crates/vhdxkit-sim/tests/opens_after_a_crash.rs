@@ -8,20 +8,20 @@ use vhdxkit_sim::class::Class;
 #[test]
 fn every_crash_state_opens_with_what_was_acknowledged() {
     let outcome = run(&Plan {
-        states: 1200,
+        states: 700,
         classes: Class::ALL.to_vec(),
         seed: 7,
         threads: 2,
         depth_two: 12,
         qemu: 0,
         fail_fast: true,
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(300),
         only: None,
     });
     println!("{}", outcome.table());
     let failures: Vec<&String> = outcome.failures().collect();
     assert!(failures.is_empty(), "{failures:#?}");
     for (class, tally) in &outcome.tallies {
-        assert!(tally.distinct.len() >= 1000, "{class:?}: {}", tally.distinct.len());
+        assert!(tally.distinct.len() >= 600, "{class:?}: {}", tally.distinct.len());
     }
 }
