@@ -66,6 +66,9 @@ pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<()
     }
 }
 
+/// Opens a place, if that is allowed.
+type Opener<'a> = &'a dyn Fn(&Path) -> io::Result<File>;
+
 /// The search for one parent.
 struct Finder<'a> {
     parents: &'a Parents,
@@ -87,41 +90,26 @@ impl Finder<'_> {
                 None => Err(self.problem("the parent that was named cannot be used")),
             };
         }
-        let Some(locator) = self.child.parent_locator() else { return Ok(None) };
-        let relative = place::relative(locator);
-        let name = place::file_name(locator);
-        match (&self.parents.policy, self.child.path()) {
-            (ParentPolicy::Deny, _) | (_, None) => return Ok(None),
-            (ParentPolicy::Beneath(folder), Some(child)) => {
-                let here = child.canonicalize().ok();
-                let root = folder.canonicalize().ok();
-                let inside = here.as_deref().zip(root.as_deref());
-                let inside = inside.and_then(|(here, root)| here.strip_prefix(root).ok()?.parent());
-                for candidate in relative.iter().chain(&name) {
-                    let found =
-                        inside.and_then(|inside| place::without_dots(&inside.join(candidate)));
-                    let opened = match &found {
-                        Some(found) if place::is_image_name(found) => beneath::open(folder, found),
-                        // It is not said whether there is such a file.
-                        _ => Err(io::ErrorKind::NotFound.into()),
-                    };
-                    let path = folder.join(found.as_deref().unwrap_or(candidate));
-                    if let Some(parent) = self.take(&path, opened)? {
-                        return Ok(Some(parent));
-                    }
-                }
+        let (Some(locator), Some(child)) = (self.child.parent_locator(), self.child.path()) else {
+            return Ok(None);
+        };
+        let said: Vec<PathBuf> =
+            place::relative(locator).into_iter().chain(place::file_name(locator)).collect();
+        let (mut places, open): (Vec<PathBuf>, Opener<'_>) = match &self.parents.policy {
+            ParentPolicy::Deny => return Ok(None),
+            ParentPolicy::Beneath(folder) => {
+                (places_beneath(folder, child, &said), &|path| open_beneath(folder, path))
             }
-            (ParentPolicy::Follow, Some(child)) => {
+            ParentPolicy::Follow => {
                 let folder = folder_of(child);
-                let beside = relative.iter().chain(&name).map(|path| tidy(&folder.join(path)));
-                let mut places: Vec<PathBuf> = beside.chain(place::absolute(locator)).collect();
-                places.dedup();
-                for path in places {
-                    let opened = open_followed(&path);
-                    if let Some(parent) = self.take(&path, opened)? {
-                        return Ok(Some(parent));
-                    }
-                }
+                let beside = said.iter().map(|path| tidy(&folder.join(path)));
+                (beside.chain(place::absolute(locator)).collect(), &open_followed)
+            }
+        };
+        places.dedup();
+        for path in places {
+            if let Some(parent) = self.take(&path, open(&path))? {
+                return Ok(Some(parent));
             }
         }
         Err(self.problem("its parent was not found"))
@@ -207,6 +195,27 @@ fn folder_of(file: &Path) -> PathBuf {
         }
         _ => folder(file).unwrap_or_default(),
     }
+}
+
+/// What a child says, as paths that start with the folder; as they stand where they lead out of it.
+fn places_beneath(folder: &Path, child: &Path, said: &[PathBuf]) -> Vec<PathBuf> {
+    let (child, root) = (child.canonicalize().ok(), folder.canonicalize().ok());
+    let own = child.as_deref().zip(root.as_deref());
+    let own = own.and_then(|(child, root)| child.strip_prefix(root).ok()?.parent());
+    let place = |path: &PathBuf| {
+        let clean = own.and_then(|own| place::without_dots(&own.join(path)));
+        folder.join(clean.as_deref().unwrap_or(path))
+    };
+    said.iter().map(place).collect()
+}
+
+/// Opens what lies beneath a folder. Missing and forbidden read alike.
+fn open_beneath(folder: &Path, path: &Path) -> io::Result<File> {
+    let inside = path.strip_prefix(folder).ok().filter(|inside| {
+        place::is_image_name(inside) && place::without_dots(inside).as_deref() == Some(inside)
+    });
+    let opened = inside.and_then(|inside| beneath::open(folder, inside).ok());
+    opened.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// A path without needless `.` in it, for people to read.

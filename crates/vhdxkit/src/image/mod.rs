@@ -69,7 +69,7 @@ pub struct Image {
     parent: Option<Box<Image>>,
     findings: Findings,
     /// When it is open for writing.
-    writer: Option<Writer>,
+    writer: Option<Box<Writer>>,
 }
 
 impl Image {
@@ -84,17 +84,17 @@ impl Image {
     }
 
     fn writer(&self) -> Result<&Writer> {
-        self.writer.as_ref().ok_or_else(|| crate::Error::invalid("the image is open for reading"))
+        self.writer.as_deref().ok_or_else(|| crate::Error::invalid("the image is open for reading"))
     }
 
     /// Keeps the space that the mapping shows from being reused while this lives.
     fn pin(&self) -> Option<Pin<'_>> {
-        self.writer.as_ref().map(|writer| writer.pins().pin())
+        self.writer.as_deref().map(|writer| writer.pins().pin())
     }
 
     /// The rules for BAT entries, with the file as long as it is now.
     fn rules_now(&self) -> EntryRules {
-        let file_size = self.writer.as_ref().map_or(self.rules.file_size, Writer::length);
+        let file_size = self.writer.as_deref().map_or(self.rules.file_size, Writer::length);
         EntryRules { file_size, ..self.rules }
     }
 

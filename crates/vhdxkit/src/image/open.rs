@@ -184,7 +184,7 @@ pub(crate) fn open_layer_for_writing(file: Arc<dyn Storage>, guids: GuidSource) 
     let writer = Writer::new(file, headers, guids, replayed)?;
     let bat = image.bat.over(Arc::clone(writer.sectors()));
     let bitmaps = image.bitmaps.over(Arc::clone(writer.sectors()));
-    Ok(Image { bat, bitmaps, writer: Some(writer), ..image })
+    Ok(Image { bat, bitmaps, writer: Some(Box::new(writer)), ..image })
 }
 
 /// From a recovered file to an image that can be read.
