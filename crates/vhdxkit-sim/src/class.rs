@@ -111,11 +111,11 @@ impl Class {
             }
             Self::Child | Self::ChildRecycled | Self::ChildBorder => {
                 let start = self.start();
-                Some(mixed(start, &workload::alphabet(start), index))
+                Some(flushed(start, &workload::alphabet(start), index))
             }
             Self::ChildResize => {
                 let start = self.start();
-                Some(mixed(start, &workload::resizes(start), index))
+                Some(flushed(start, &workload::resizes(start), index))
             }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];
@@ -141,12 +141,17 @@ fn long(start: Start, index: usize, seed: u64) -> Workload {
     workload::long(start, seed, 25 + (seed % 376) as usize)
 }
 
-/// Sequences of one to four operations in turn: those of one and two are few, and soon repeat. Every other
-/// one follows a commit: the first entry of a session counts only after a sync of its own, which
-/// makes payload durable whether it had to be or not.
-fn mixed(start: Start, alphabet: &[Operation], index: usize) -> Workload {
-    let operations = numbered(alphabet, index / 8, 1 + index / 2 % 4);
-    Workload { start, commits: index % 2, operations }
+/// One operation, then sequences of two and three in turn, each with a flush, which is where a child's bits
+/// and bytes have to be in order. Every other one follows a commit: the first entry of a session counts
+/// only after a sync of its own, which makes payload durable whether it had to be or not.
+fn flushed(start: Start, alphabet: &[Operation], index: usize) -> Workload {
+    let (commits, index) = (index % 2, index / 2);
+    let mut operations = match index.checked_sub(alphabet.len()) {
+        None => numbered(alphabet, index, 1),
+        Some(index) => numbered(alphabet, index / 2, 2 + index % 2),
+    };
+    operations.push(Operation::Flush);
+    Workload { start, commits, operations }
 }
 
 /// Sequence number `index` over an alphabet: all of one operation, then all of two, and so on to

@@ -7,7 +7,7 @@ use vhdxkit::{Extent, Image, OpenOptions, Shrink};
 
 use crate::disk::{Moment, SimDisk, Window};
 use crate::model::{Model, SECTOR, stamp};
-use crate::start::{Below, Scene, Start};
+use crate::start::{Below, MIB, Scene, Start};
 use crate::workload::{Half, Operation, Workload};
 
 /// A running workload.
@@ -73,7 +73,7 @@ impl Guest {
                 let border = (block + 1) * self.start.block();
                 self.write(number, &[(border - SECTOR, 2 * SECTOR)])
             }
-            Operation::WriteHalf(block, half) => self.write(number, &[self.half(block, half)]),
+            Operation::WriteHalf(block, half) => self.write_half(number, block, half),
             Operation::Zero(block) => self.zero(number, self.start.bytes_of(block)),
             Operation::ZeroHalf(block, half) => {
                 let (start, length) = self.half(block, half);
@@ -92,15 +92,19 @@ impl Guest {
                 let wrote = self.write(number, &[(start + SECTOR, SECTOR)]);
                 wrote.and_then(|()| self.flush(number))
             }
-            Operation::StoreHalf(block, half) => {
-                let wrote = self.write(number, &[self.half(block, half)]);
-                wrote.and_then(|()| self.flush(number))
+            Operation::Complete(block) => self.complete(number, block),
+            Operation::Trim(block) => {
+                let start = block * self.start.block();
+                self.write(number, &[(start + SECTOR, SECTOR)])
+                    .and_then(|()| self.discard(number, self.start.bytes_of(block)))
+                    .and_then(|()| self.flush(number))
             }
             Operation::FlushDuringWrite(block) => self.flush_during_write(number, block),
             Operation::ChurnDuringFlush(one, other) => self.churn_during_flush(number, one, other),
             Operation::ReuseDuringWrite(one, other) => self.reuse_during_write(number, one, other),
             Operation::KillInSync(block, syncs) => self.kill_in_sync(number, block, syncs),
             Operation::Resize(size) => self.resize(number, size),
+            Operation::Refill(size) => self.refill(number, size),
         };
         ran?;
         self.model.require_newest(self.image())
@@ -154,6 +158,23 @@ impl Guest {
             Half::Lower => (start, length),
             Half::Upper => (start + length, length),
         }
+    }
+
+    /// Half of a large block is written as zeros, but for its first sectors.
+    fn write_half(&mut self, number: usize, block: u64, half: Half) -> Result<(), String> {
+        let (start, length) = self.half(block, half);
+        let written = length.min(MIB);
+        if written < length {
+            self.zero(number, start + written..start + length)?;
+        }
+        self.write(number, &[(start, written)])
+    }
+
+    fn complete(&mut self, number: usize, block: u64) -> Result<(), String> {
+        self.write_half(number, block, Half::Lower)?;
+        self.flush(number)?;
+        self.write_half(number, block, Half::Upper)?;
+        self.flush(number)
     }
 
     /// The part of a range that the disk has.
@@ -216,7 +237,7 @@ impl Guest {
     }
 
     fn flush_during_write(&mut self, number: usize, block: u64) -> Result<(), String> {
-        let at = block * self.start.block() + SECTOR;
+        let at = block * self.start.block();
         if at >= self.model.size() {
             return Ok(());
         }
@@ -307,6 +328,15 @@ impl Guest {
         self.image().flush().map_err(|e| e.to_string())?;
         self.disk.go_back();
         self.reopen(number, false)
+    }
+
+    fn refill(&mut self, number: usize, size: u64) -> Result<(), String> {
+        self.resize(number, size)?;
+        for block in 0..size / self.start.block() {
+            let Range { start, end } = self.start.bytes_of(block);
+            self.write(number, &[(start, end - start)])?;
+        }
+        self.flush(number)
     }
 
     fn resize(&mut self, number: usize, size: u64) -> Result<(), String> {

@@ -39,9 +39,12 @@ pub enum Operation {
     Kill,
     /// Write a part of a block and make it durable.
     Store(u64),
-    /// Write half a block and make it durable.
-    StoreHalf(u64, Half),
-    /// Write a part of a block; while its bytes are on their way, another thread flushes.
+    /// Write the first half of a block, make it durable, then the other likewise: a block that becomes whole
+    /// by its last sectors.
+    Complete(u64),
+    /// Write a part of a block, discard the block, and make that durable: it had a place and has none.
+    Trim(u64),
+    /// Write the first sector of a block; while its bytes are on their way, another thread flushes.
     FlushDuringWrite(u64),
     /// Flush; while that is on its way, another thread discards the first block and writes the other.
     ChurnDuringFlush(u64, u64),
@@ -53,6 +56,8 @@ pub enum Operation {
     KillInSync(u64, u64),
     /// Another size, in bytes. What is cut off may be anything.
     Resize(u64),
+    /// A smaller size, in bytes, and whole blocks written: what was behind the end is used again.
+    Refill(u64),
 }
 
 /// A start and what follows.
@@ -93,11 +98,9 @@ pub fn alphabet(start: Start) -> Vec<Operation> {
     if !start.is_border() {
         operations.extend([Block(a), Block(b), DiscardPart(b)]);
     }
-    if start.is_child() && start.is_border() {
-        // Only zeros fill blocks as large as these. The third one has another bitmap.
-        operations.extend([ZeroHalf(a, Half::Lower), Store(c), Across(b), Discard(c)]);
-    } else if start.is_child() {
-        operations.extend([StoreHalf(a, Half::Lower), StoreHalf(a, Half::Upper)]);
+    if start.is_child() {
+        // The third block is partial when there was a commit before.
+        operations.extend([Complete(a), Complete(b), Trim(a), Store(c), FlushDuringWrite(c)]);
         operations.extend([WriteHalf(a, Half::Upper), WriteHalf(b, Half::Lower)]);
     }
     operations
@@ -121,7 +124,7 @@ pub fn resizes(start: Start) -> Vec<Operation> {
     match start.is_child() {
         false => resizes.collect(),
         true => {
-            let behind = [Store(last), Part(last + 1), Discard(last + 1), Block(2), Block(3)];
+            let behind = [Store(last), Part(last + 1), Discard(last + 1), Refill(5 * MIB)];
             resizes.chain(behind).collect()
         }
     }
@@ -170,7 +173,8 @@ pub fn long(start: Start, seed: u64, length: usize) -> Workload {
             22 => ChurnDuringFlush(block, blocks[0] + 3),
             23 => ReuseDuringWrite(block, blocks[0] + 3),
             24..=25 if halves => WriteHalf(block, Half::Lower),
-            26..=27 if halves => StoreHalf(block, Half::Upper),
+            26 if start.is_child() => Complete(block),
+            27 if start.is_child() => Trim(block),
             20 if random.below(6) == 0 => Close,
             20 if random.below(4) == 0 => Kill,
             _ => Flush,
