@@ -15,7 +15,7 @@ fn every_crash_state_opens_with_what_was_acknowledged() {
         depth_two: 12,
         qemu: 0,
         fail_fast: true,
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(240),
         only: None,
     });
     println!("{}", outcome.table());
