@@ -12,12 +12,12 @@ use vhdxkit::{CreateOptions, ErrorKind, OpenOptions};
 use crate::check::{ask_qemu, check_state, record_recovery};
 use crate::class::Class;
 use crate::disk::{SimDisk, Window};
-use crate::guest;
 use crate::medium::{Medium, mix};
 use crate::model::{Expectation, Model, SECTOR};
 use crate::start::{Below, Scene, Start};
 use crate::states::{Atoms, Survivors};
 use crate::workload::Workload;
+use crate::{guest, merge};
 
 /// How much to do.
 #[derive(Debug, Clone)]
@@ -145,7 +145,8 @@ impl Shared<'_> {
                 self.plan.seed
             )
         };
-        match std::panic::catch_unwind(|| guest::run(work, scene)) {
+        let run = if class == Class::Merge { merge::run } else { guest::run };
+        match std::panic::catch_unwind(|| run(work, scene)) {
             Ok(Ok(windows)) => {
                 for (number, window) in windows.iter().enumerate() {
                     if self.stop.load(Ordering::Relaxed) {
@@ -172,7 +173,7 @@ impl Shared<'_> {
         self.tally(class, |tally| tally.windows += 1);
         for survivors in atoms.survivors(mix(self.plan.seed ^ number as u64)) {
             let state = atoms.state(&survivors);
-            let image = state.hash();
+            let image = hash_of(&state);
             let (mut new, mut count) = (false, 0);
             self.tally(class, |tally| {
                 tally.states += 1;
@@ -186,7 +187,7 @@ impl Shared<'_> {
             let mut judged = checked(&state, &scene.below, &window.expected);
             let for_qemu = self.plan.qemu > 0 && scene.below.is_nothing();
             if judged.is_ok() && for_qemu && count.is_multiple_of(self.plan.qemu) {
-                judged = ask_qemu(&state, &window.expected);
+                judged = ask_qemu(&state[0], &window.expected);
                 self.tally(class, |tally| tally.qemu += 1);
             }
             if let Err(error) = judged {
@@ -201,9 +202,10 @@ impl Shared<'_> {
                 );
                 return;
             }
-            let deeper = class != Class::Recovery && count.is_multiple_of(self.plan.depth_two);
+            let one = !matches!(class, Class::Recovery | Class::Merge);
+            let deeper = one && count.is_multiple_of(self.plan.depth_two);
             if deeper && !self.enough(Class::Recovery) {
-                self.recovery(&state, &window.expected, scene, told);
+                self.recovery(&state[0], &window.expected, scene, told);
             }
         }
     }
@@ -258,7 +260,7 @@ impl Shared<'_> {
                 self.tally(class, |tally| tally.windows += 1);
                 for survivors in atoms.survivors(mix(self.plan.seed ^ variant)) {
                     let state = atoms.state(&survivors);
-                    let image = state.hash();
+                    let image = hash_of(&state);
                     let mut new = false;
                     self.tally(class, |tally| {
                         tally.states += 1;
@@ -282,8 +284,8 @@ impl Shared<'_> {
     }
 }
 
-fn created(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), String> {
-    let disk = Arc::new(SimDisk::new(state.clone()));
+fn created(state: &[Medium], below: &Below, expected: &Expectation) -> Result<(), String> {
+    let disk = Arc::new(SimDisk::new(state[0].clone()));
     match OpenOptions::new().open_storage(disk) {
         Err(error) if error.kind() == ErrorKind::NotVhdx => Ok(()),
         Err(error) => Err(format!("a half-made file looks like an image: {error}")),
@@ -294,9 +296,16 @@ fn created(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), 
     }
 }
 
-fn checked(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), String> {
-    std::panic::catch_unwind(|| check_state(state, below, expected))
-        .unwrap_or_else(|_| Err("it panicked".to_owned()))
+fn hash_of(state: &[Medium]) -> u64 {
+    state.iter().fold(0, |sum, medium| mix(sum) ^ medium.hash())
+}
+
+fn checked(state: &[Medium], below: &Below, expected: &Expectation) -> Result<(), String> {
+    let check = || match state {
+        [parent, child] => merge::check(parent, child, expected),
+        _ => check_state(&state[0], below, expected),
+    };
+    std::panic::catch_unwind(check).unwrap_or_else(|_| Err("it panicked".to_owned()))
 }
 
 fn describe(atoms: &Atoms<'_>, survivors: &Survivors) -> String {

@@ -49,7 +49,10 @@ fn open(disk: &Arc<SimDisk>, below: &Below) -> Result<vhdxkit::Image, String> {
 }
 
 /// Nothing worse than space to reclaim, and one header copy that a crash has torn or left behind.
-fn require_sound(disk: &Arc<SimDisk>) -> Result<(), String> {
+///
+/// # Errors
+/// What else a check finds.
+pub fn require_sound(disk: &Arc<SimDisk>) -> Result<(), String> {
     let storage: Arc<dyn Storage> = disk.clone();
     let findings = check(storage, &mut ()).map_err(|e| format!("cannot be checked: {e}"))?;
     let bad = findings.list().iter().find(|finding| {

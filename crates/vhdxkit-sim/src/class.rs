@@ -37,11 +37,13 @@ pub enum Class {
     ChildLong,
     /// Making a child.
     ChildCreate,
+    /// Merging a child into its parent, after up to four operations on it.
+    Merge,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
@@ -57,6 +59,7 @@ impl Class {
         Self::ChildResize,
         Self::ChildLong,
         Self::ChildCreate,
+        Self::Merge,
     ];
 
     /// For the table.
@@ -78,6 +81,7 @@ impl Class {
             Self::ChildResize => "child, grow and shrink",
             Self::ChildLong => "child, several epochs of the log",
             Self::ChildCreate => "create a child",
+            Self::Merge => "merge a child, two files",
         }
     }
 
@@ -116,6 +120,15 @@ impl Class {
             Self::ChildResize => {
                 let start = self.start();
                 Some(flushed(start, &workload::resizes(start), index))
+            }
+            Self::Merge => {
+                let starts = [Start::Child, Start::ChildResize, Start::ChildRecycled];
+                let start = starts[index % 3];
+                let alphabet = match start {
+                    Start::ChildResize => workload::resizes(start),
+                    _ => workload::alphabet(start),
+                };
+                Some(flushed(start, &alphabet, index / 3))
             }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];

@@ -1,4 +1,7 @@
 //! A disk that remembers what was done to it since its last sync.
+//!
+//! Several disks can share their memory: what is done to them is one sequence, of which a sync of one makes
+//! only its own part durable.
 
 use std::io;
 use std::ops::Range;
@@ -23,10 +26,10 @@ pub enum Event {
 /// What was under way at a sync, or at the end: from here crash states are made.
 #[derive(Debug, Clone)]
 pub struct Window {
-    /// What every crash leaves.
-    pub durable: Medium,
-    /// What a crash may lose, in order.
-    pub events: Vec<Event>,
+    /// What every crash leaves, of each disk.
+    pub durable: Vec<Medium>,
+    /// What a crash may lose, in order, with the number of the disk.
+    pub events: Vec<(usize, Event)>,
     /// What the guest may then see.
     pub expected: Arc<Expectation>,
     /// The operation that was running, counted from zero.
@@ -35,9 +38,9 @@ pub struct Window {
 
 #[derive(Debug, Default)]
 struct Inner {
-    view: Medium,
-    durable: Medium,
-    events: Vec<Event>,
+    view: Vec<Medium>,
+    durable: Vec<Medium>,
+    events: Vec<(usize, Event)>,
     windows: Vec<Window>,
     expected: Arc<Expectation>,
     operation: usize,
@@ -49,9 +52,9 @@ struct Inner {
 
 #[derive(Debug, Clone)]
 struct Kept {
-    view: Medium,
-    durable: Medium,
-    events: Vec<Event>,
+    view: Vec<Medium>,
+    durable: Vec<Medium>,
+    events: Vec<(usize, Event)>,
 }
 
 /// When something is done beside what the disk is asked to do.
@@ -66,10 +69,16 @@ pub enum Moment {
 type Hook = (Moment, Box<dyn FnOnce() + Send>);
 
 /// The disk.
-#[derive(Default)]
 pub struct SimDisk {
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
+    number: usize,
     hook: Mutex<Option<Hook>>,
+}
+
+impl Default for SimDisk {
+    fn default() -> Self {
+        Self::new(Medium::default())
+    }
 }
 
 impl std::fmt::Debug for SimDisk {
@@ -82,8 +91,19 @@ impl SimDisk {
     /// A disk that holds these bytes, all of them durable.
     #[must_use]
     pub fn new(medium: Medium) -> Self {
-        let inner = Inner { view: medium.clone(), durable: medium, ..Inner::default() };
-        Self { inner: Mutex::new(inner), hook: Mutex::default() }
+        let (view, durable) = (vec![medium.clone()], vec![medium]);
+        let inner = Inner { view, durable, ..Inner::default() };
+        Self { inner: Arc::new(Mutex::new(inner)), number: 0, hook: Mutex::default() }
+    }
+
+    /// Another disk, which shares this one's memory of what was done.
+    #[must_use]
+    pub fn beside(&self, medium: Medium) -> Self {
+        let mut inner = self.inner();
+        let number = inner.view.len();
+        inner.view.push(medium.clone());
+        inner.durable.push(medium);
+        Self { inner: Arc::clone(&self.inner), number, hook: Mutex::default() }
     }
 
     /// Runs `action` at a moment to come, while the operation that brought it waits.
@@ -150,27 +170,24 @@ impl SimDisk {
     pub fn windows(&self) -> Vec<Window> {
         let mut inner = self.inner();
         inner.end_window();
+        inner.events.clear();
         std::mem::take(&mut inner.windows)
     }
 
     /// What a crash would leave that loses everything it can.
     #[must_use]
     pub fn durable(&self) -> Medium {
-        self.inner().durable.clone()
+        self.inner().durable[self.number].clone()
     }
 
     /// The bytes as they are now, durable or not.
     #[must_use]
     pub fn view(&self) -> Medium {
-        self.inner().view.clone()
+        self.inner().view[self.number].clone()
     }
 }
 
 impl Inner {
-    fn note(&mut self, event: Event) {
-        self.events.push(event);
-    }
-
     fn keep(&mut self) {
         self.keep_in = match self.keep_in {
             Some(1) => {
@@ -183,11 +200,10 @@ impl Inner {
     }
 
     fn end_window(&mut self) {
-        let events = std::mem::take(&mut self.events);
-        if self.recording && !events.is_empty() {
+        if self.recording && !self.events.is_empty() {
             self.windows.push(Window {
                 durable: self.durable.clone(),
-                events,
+                events: self.events.clone(),
                 expected: Arc::clone(&self.expected),
                 operation: self.operation,
             });
@@ -197,55 +213,58 @@ impl Inner {
 
 impl Storage for SimDisk {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        Ok(self.inner().view.read(offset, buf))
+        Ok(self.inner().view[self.number].read(offset, buf))
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.reach(|moment| matches!(moment, Moment::Write(from) if offset >= from));
         let mut inner = self.inner();
         let end = offset + buf.len() as u64;
-        if end > inner.view.len() {
-            inner.view.set_len(end);
-            inner.note(Event::SetLen(end));
+        if end > inner.view[self.number].len() {
+            inner.view[self.number].set_len(end);
+            inner.events.push((self.number, Event::SetLen(end)));
         }
-        inner.view.write(offset, buf);
-        inner.note(Event::Write(offset, buf.into()));
+        inner.view[self.number].write(offset, buf);
+        inner.events.push((self.number, Event::Write(offset, buf.into())));
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
         let (covered, view) = {
             let mut inner = self.inner();
-            inner.view.rebase();
+            inner.view[self.number].rebase();
             inner.keep();
-            (inner.events.len(), inner.view.clone())
+            (inner.events.len(), inner.view[self.number].clone())
         };
         self.reach(|moment| moment == Moment::Sync);
         let mut inner = self.inner();
-        // What came while the sync was under way may have been lost or kept, before as after it.
-        let later = inner.events.get(covered..).unwrap_or_default().to_vec();
         inner.end_window();
-        inner.durable = view;
-        inner.events = later;
+        inner.durable[self.number] = view;
+        // What came while the sync was under way may have been lost or kept, before as after it.
+        let mut number = 0;
+        inner.events.retain(|(disk, _)| {
+            number += 1;
+            *disk != self.number || number > covered
+        });
         Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.inner().view.len())
+        Ok(self.inner().view[self.number].len())
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut inner = self.inner();
-        inner.view.set_len(length);
-        inner.note(Event::SetLen(length));
+        inner.view[self.number].set_len(length);
+        inner.events.push((self.number, Event::SetLen(length)));
         Ok(())
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {
         let mut inner = self.inner();
-        let range = range.start..range.end.min(inner.view.len());
-        inner.view.zero(range.clone());
-        inner.note(Event::Punch(range));
+        let range = range.start..range.end.min(inner.view[self.number].len());
+        inner.view[self.number].zero(range.clone());
+        inner.events.push((self.number, Event::Punch(range)));
         Ok(())
     }
 
@@ -254,6 +273,6 @@ impl Storage for SimDisk {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        Ok(self.inner().view.next_data(offset))
+        Ok(self.inner().view[self.number].next_data(offset))
     }
 }

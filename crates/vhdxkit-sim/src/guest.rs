@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use vhdxkit::{Extent, Image, OpenOptions, Shrink};
 
 use crate::disk::{Moment, SimDisk, Window};
-use crate::model::{Model, SECTOR, stamp};
+use crate::medium::Medium;
+use crate::model::{Expectation, Model, SECTOR, stamp};
 use crate::start::{Below, MIB, Scene, Start};
 use crate::workload::{Half, Operation, Workload};
 
@@ -26,6 +27,19 @@ struct Guest {
 /// # Errors
 /// An operation fails, or the living image shows something else than was written.
 pub fn run(workload: &Workload, scene: &Scene) -> Result<Vec<Window>, String> {
+    Ok(carry_out(workload, scene)?.disk.windows())
+}
+
+/// Carries a workload out that ends with a flush, and gives the file with its log, and what it shows.
+///
+/// # Errors
+/// As [`run`].
+pub fn finish(workload: &Workload, scene: &Scene) -> Result<(Medium, Arc<Expectation>), String> {
+    let guest = carry_out(workload, scene)?;
+    Ok((guest.disk.view(), guest.model.expectation()))
+}
+
+fn carry_out(workload: &Workload, scene: &Scene) -> Result<Guest, String> {
     let mut guest = Guest {
         disk: Arc::new(SimDisk::new(scene.medium.clone())),
         below: scene.below.clone(),
@@ -42,7 +56,7 @@ pub fn run(workload: &Workload, scene: &Scene) -> Result<Vec<Window>, String> {
             .step(number, *operation)
             .map_err(|e| format!("operation {number}, {operation:?}: {e}"))?;
     }
-    Ok(guest.disk.windows())
+    Ok(guest)
 }
 
 impl Guest {

@@ -14,6 +14,7 @@ pub mod guest;
 #[cfg(unix)]
 pub mod kill;
 pub mod medium;
+pub mod merge;
 pub mod model;
 pub mod random;
 pub mod start;

@@ -93,6 +93,7 @@ enum ClassName {
     ChildResize,
     ChildLong,
     ChildCreate,
+    Merge,
 }
 
 fn main() -> ExitCode {
@@ -146,6 +147,7 @@ fn crash(arguments: Arguments) -> ExitCode {
         ClassName::ChildResize => Class::ChildResize,
         ClassName::ChildLong => Class::ChildLong,
         ClassName::ChildCreate => Class::ChildCreate,
+        ClassName::Merge => Class::Merge,
     });
     let mut classes: Vec<Class> = named.collect();
     if classes.is_empty() {

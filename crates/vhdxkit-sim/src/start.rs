@@ -53,6 +53,18 @@ impl Below {
         self.0.is_none()
     }
 
+    /// A parent.
+    #[must_use]
+    pub fn of(parent: Arc<SimDisk>) -> Self {
+        Self(Some(parent))
+    }
+
+    /// The parent's file; an empty one for nothing.
+    #[must_use]
+    pub fn medium(&self) -> Medium {
+        self.0.as_ref().map_or_else(Medium::default, |parent| parent.view())
+    }
+
     /// How to make a child of it.
     fn child(&self) -> CreateOptions {
         let parent = read_only(self.0.as_ref().expect("it is a parent")).expect("it can be read");

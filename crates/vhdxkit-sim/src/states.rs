@@ -22,7 +22,13 @@ const ALL_TORN: usize = 6;
 const SEEDED: usize = 48;
 
 #[derive(Debug, Clone)]
-enum Atom {
+struct Atom {
+    disk: usize,
+    change: Change,
+}
+
+#[derive(Debug, Clone)]
+enum Change {
     Write(u64, Arc<[u8]>, Range<usize>),
     SetLen(u64),
     Punch(Range<u64>),
@@ -59,14 +65,15 @@ impl<'a> Atoms<'a> {
     #[must_use]
     pub fn new(window: &'a Window, metadata_end: u64) -> Self {
         let mut atoms = Vec::new();
-        for event in &window.events {
+        for (disk, event) in &window.events {
+            let atom = |change| Atom { disk: *disk, change };
             match event {
-                Event::SetLen(length) => atoms.push(Atom::SetLen(*length)),
-                Event::Punch(range) => atoms.push(Atom::Punch(range.clone())),
+                Event::SetLen(length) => atoms.push(atom(Change::SetLen(*length))),
+                Event::Punch(range) => atoms.push(atom(Change::Punch(range.clone()))),
                 Event::Write(offset, bytes) => {
-                    let parts = split(bytes.len());
-                    let atom = |part| Atom::Write(*offset, Arc::clone(bytes), part);
-                    atoms.extend(parts.into_iter().map(atom));
+                    let parts = split(bytes.len()).into_iter();
+                    let write = |part| Change::Write(*offset, Arc::clone(bytes), part);
+                    atoms.extend(parts.map(write).map(atom));
                 }
             }
         }
@@ -114,49 +121,58 @@ impl<'a> Atoms<'a> {
     }
 
     fn tears(&self, atom: usize) -> Vec<Tear> {
-        match &self.atoms[atom] {
-            Atom::Write(_, _, part) if part.len() <= 512 => Vec::new(),
-            Atom::Write(offset, ..) if *offset < self.metadata_end => {
+        match &self.atoms[atom].change {
+            Change::Write(_, _, part) if part.len() <= 512 => Vec::new(),
+            Change::Write(offset, ..) if *offset < self.metadata_end => {
                 vec![Tear::Old, Tear::Garbage]
             }
-            Atom::Write(..) => vec![Tear::Old],
+            Change::Write(..) => vec![Tear::Old],
             _ => Vec::new(),
         }
     }
 
-    /// The disk that is left.
+    /// What is left of each disk.
     #[must_use]
-    pub fn state(&self, survivors: &Survivors) -> Medium {
-        let mut medium = self.window.durable.clone();
-        let mut length = medium.len();
+    pub fn state(&self, survivors: &Survivors) -> Vec<Medium> {
+        let mut media = self.window.durable.clone();
+        let mut lengths: Vec<u64> = media.iter().map(Medium::len).collect();
         for &number in &survivors.atoms {
-            match &self.atoms[number] {
-                Atom::SetLen(to) => {
-                    length = *to;
-                    if length < medium.len() {
-                        medium.set_len(length);
+            let Atom { disk, change } = &self.atoms[number];
+            let (medium, length) = (&mut media[*disk], &mut lengths[*disk]);
+            match change {
+                Change::SetLen(to) => {
+                    *length = *to;
+                    if *length < medium.len() {
+                        medium.set_len(*length);
                     }
                 }
-                Atom::Punch(range) => medium.zero(range.clone()),
-                Atom::Write(offset, bytes, part) => {
+                Change::Punch(range) => medium.zero(range.clone()),
+                Change::Write(offset, bytes, part) => {
                     let torn = survivors.torn.iter().find(|(torn, _)| *torn == number).copied();
-                    write(&mut medium, *offset, &bytes[part.clone()], part.start, torn);
+                    write(medium, *offset, &bytes[part.clone()], part.start, torn);
                 }
             }
         }
-        medium.settle(length);
-        medium
+        for (medium, length) in media.iter_mut().zip(lengths) {
+            medium.settle(length);
+        }
+        media
     }
 
     /// What an atom is, for people.
     #[must_use]
     pub fn describe(&self, number: usize) -> String {
-        match &self.atoms[number] {
-            Atom::SetLen(length) => format!("length {length:#x}"),
-            Atom::Punch(range) => format!("hole {:#x}..{:#x}", range.start, range.end),
-            Atom::Write(offset, _, part) => {
+        let Atom { disk, change } = &self.atoms[number];
+        let what = match change {
+            Change::SetLen(length) => format!("length {length:#x}"),
+            Change::Punch(range) => format!("hole {:#x}..{:#x}", range.start, range.end),
+            Change::Write(offset, _, part) => {
                 format!("write {:#x}+{:#x}", offset + part.start as u64, part.len())
             }
+        };
+        match self.window.durable.len() {
+            1 => what,
+            _ => format!("{what} disk {disk}"),
         }
     }
 
