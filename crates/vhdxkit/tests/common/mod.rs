@@ -86,6 +86,47 @@ pub(crate) fn by_seven_zip(program: &str, image: &Path, dir: &Path) -> Vec<u8> {
     std::fs::read(&files[0]).unwrap()
 }
 
+/// A Python that has libvhdi's module. Debian has it for its own Python only.
+pub(crate) fn python_with_libvhdi() -> Option<&'static str> {
+    let has = |name: &&str| {
+        let run = Command::new(name).args(["-c", "import pyvhdi"]).output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    let found = ["python3", "/usr/bin/python3"].into_iter().find(has);
+    if found.is_none() {
+        eprintln!("skipped: libvhdi's Python module (python3-libvhdi) is not installed");
+    }
+    found
+}
+
+/// The whole disk as libvhdi reads it, or what it says instead. It is told the images of the chain, base
+/// first, since it finds no parents itself.
+pub(crate) fn by_libvhdi(python: &str, chain: &[&Path], out: &Path) -> Result<Vec<u8>, String> {
+    const SCRIPT: &str = "
+import sys, pyvhdi
+images = [] # a child does not hold on to its parent
+for path in sys.argv[2:]:
+    image = pyvhdi.file()
+    image.open(path)
+    if images:
+        image.set_parent(images[-1])
+    images.append(image)
+left = image.get_media_size()
+with open(sys.argv[1], 'wb') as out:
+    while left:
+        data = image.read_buffer(min(left, 1 << 20))
+        if not data:
+            sys.exit('ends %d bytes before its end' % left)
+        out.write(data)
+        left -= len(data)
+";
+    let output = Command::new(python).args(["-c", SCRIPT]).arg(out).args(chain).output().unwrap();
+    match output.status.success() {
+        true => Ok(std::fs::read(out).unwrap()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
 /// Names the case when anything in its scope panics, helpers included.
 pub(crate) struct NamedOnFailure(pub(crate) String);
 
