@@ -15,11 +15,7 @@ fn every_crash_state_opens_with_what_was_acknowledged() {
         depth_two: 12,
         qemu: 0,
         fail_fast: true,
-<<<<<<< HEAD
         limit: Duration::from_secs(300),
-=======
-        limit: Duration::from_secs(240),
->>>>>>> simchild
         only: None,
     });
     println!("{}", outcome.table());
