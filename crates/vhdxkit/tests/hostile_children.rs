@@ -190,9 +190,12 @@ fn try_policy(world: &World, policy: ParentPolicy, expected: &Expected) {
             assert_eq!(problem.child, world.child());
             assert_eq!(problem.expected, [WANTED]);
             let looked: Vec<&Path> = problem.looked.iter().map(|l| l.path.as_path()).collect();
+            // A place that two keys lead to is looked at once.
+            let mut places = places.clone();
+            places.dedup();
             let expected: Vec<PathBuf> = places.iter().map(|(name, _)| world.at(name)).collect();
             assert_eq!(looked, expected, "{error}");
-            for (place, (_, found)) in problem.looked.iter().zip(places) {
+            for (place, (_, found)) in problem.looked.iter().zip(&places) {
                 assert!(place.found.contains(found), "{place:?} instead of {found}");
             }
             let text = error.to_string();
@@ -325,7 +328,6 @@ fn a_link_is_judged_by_where_it_leads() {
 
 /// Whoever is served learns nothing of what lies there: every other file is "not there".
 #[test]
-#[ignore = "links beneath the folder are told apart from nothing"]
 fn a_link_beneath_the_folder_is_as_good_as_nothing() {
     links(NONE);
 }

@@ -95,10 +95,12 @@ impl Finder<'_> {
         };
         let said: Vec<PathBuf> =
             place::relative(locator).into_iter().chain(place::file_name(locator)).collect();
+        let beneath;
         let (mut places, open): (Vec<PathBuf>, Opener<'_>) = match &self.parents.policy {
             ParentPolicy::Deny => return Ok(None),
             ParentPolicy::Beneath(folder) => {
-                (places_beneath(folder, child, &said), &|path| open_beneath(folder, path))
+                beneath = Beneath::of(folder, child);
+                (said.iter().map(|path| beneath.place(path)).collect(), &|path| beneath.open(path))
             }
             ParentPolicy::Follow => {
                 let folder = folder_of(child);
@@ -197,25 +199,40 @@ fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
-/// What a child says, as paths that start with the folder; as they stand where they lead out of it.
-fn places_beneath(folder: &Path, child: &Path, said: &[PathBuf]) -> Vec<PathBuf> {
-    let (child, root) = (child.canonicalize().ok(), folder.canonicalize().ok());
-    let own = child.as_deref().zip(root.as_deref());
-    let own = own.and_then(|(child, root)| child.strip_prefix(root).ok()?.parent());
-    let place = |path: &PathBuf| {
-        let clean = own.and_then(|own| place::without_dots(&own.join(path)));
-        folder.join(clean.as_deref().unwrap_or(path))
-    };
-    said.iter().map(place).collect()
+/// A folder that must not be left, and where in it the child lies.
+struct Beneath<'a> {
+    folder: &'a Path,
+    /// The child's own folder, from there on; none when it lies elsewhere: then it gets no parent.
+    own: Option<PathBuf>,
 }
 
-/// Opens what lies beneath a folder. Missing and forbidden read alike.
-fn open_beneath(folder: &Path, path: &Path) -> io::Result<File> {
-    let inside = path.strip_prefix(folder).ok().filter(|inside| {
-        place::is_image_name(inside) && place::without_dots(inside).as_deref() == Some(inside)
-    });
-    let opened = inside.and_then(|inside| beneath::open(folder, inside).ok());
-    opened.ok_or_else(|| io::ErrorKind::NotFound.into())
+impl<'a> Beneath<'a> {
+    fn of(folder: &'a Path, child: &Path) -> Self {
+        let (child, root) = (child.canonicalize().ok(), folder.canonicalize().ok());
+        let own = child.as_deref().zip(root.as_deref());
+        let own = own.and_then(|(child, root)| child.strip_prefix(root).ok()?.parent());
+        Self { folder, own: own.map(Path::to_path_buf) }
+    }
+
+    fn inside(&self, path: &Path) -> Option<PathBuf> {
+        place::without_dots(&self.own.as_deref()?.join(path))
+    }
+
+    /// What a child says, as a path that starts with the folder; as it stands where it leads out of it.
+    fn place(&self, path: &Path) -> PathBuf {
+        self.folder.join(self.inside(path).as_deref().unwrap_or(path))
+    }
+
+    /// Opens such a place. Missing and forbidden read alike.
+    fn open(&self, place: &Path) -> io::Result<File> {
+        let inside = place.strip_prefix(self.folder).ok().filter(|inside| {
+            self.own.is_some()
+                && place::is_image_name(inside)
+                && place::without_dots(inside).as_deref() == Some(inside)
+        });
+        let opened = inside.and_then(|inside| beneath::open(self.folder, inside).ok());
+        opened.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
 }
 
 /// A path without needless `.` in it, for people to read.
