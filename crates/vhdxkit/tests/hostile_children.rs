@@ -308,7 +308,6 @@ fn devices_pipes_and_folders_are_not_opened_and_nobody_waits() {
 
 /// Opening a pipe wakes who waits at its other end, and a device may act on it.
 #[test]
-#[ignore = "what lies beneath the folder is opened before it is looked at"]
 fn pipes_beneath_the_folder_are_not_even_opened() {
     let world = World::new();
     for name in no_images(&world) {
@@ -665,4 +664,17 @@ fn a_child_without_a_locator_or_a_path_is_damaged() {
     let items = Item::mandatory(parameters, 4 * MIB, 512, 4096, Guid::from_u128(9));
     child().replace_metadata(items).build_file(&world.child());
     try_policies(&world, &damaged(), &damaged());
+}
+
+/// A parent that the caller has named may be any file, and is no reason to wait for ever.
+#[test]
+fn a_pipe_that_was_named_as_the_parent_is_refused_at_once() {
+    let world = World::new();
+    child().build_file(&world.child());
+    let pipe = world.at("home/pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let path = world.child();
+    let error = in_time(move || OpenOptions::new().parent(pipe).open(path)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Parent);
+    assert!(error.to_string().contains("neither a file nor a block device"), "{error}");
 }

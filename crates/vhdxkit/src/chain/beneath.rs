@@ -30,14 +30,35 @@ fn in_one_step(folder: &Path, relative: &Path) -> Option<io::Result<File>> {
         Ok(folder) => folder,
         Err(error) => return Some(Err(error)),
     };
-    let how = OpenHow::new()
-        // A pipe must not make us wait for its writer.
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match openat2(&folder, relative, how) {
-        Ok(file) => Some(Ok(File::from(file))),
-        Err(Errno::ENOSYS | Errno::EPERM) => None,
-        Err(error) => Some(Err(error.into())),
+    let open = |flags: OFlag| {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        openat2(&folder, relative, how).map(File::from)
+    };
+    // Looked at before it is opened: opening a pipe wakes whoever waits at its other end.
+    let seen = match open(OFlag::O_PATH) {
+        Ok(seen) => seen,
+        Err(Errno::ENOSYS | Errno::EPERM) => return None,
+        Err(error) => return Some(Err(error.into())),
+    };
+    Some(open_as_seen(&seen, || open(OFlag::O_RDONLY | OFlag::O_NONBLOCK)))
+}
+
+/// Opens what was seen to be a regular file, if it still is the same one.
+#[cfg(target_os = "linux")]
+fn open_as_seen(seen: &File, open: impl FnOnce() -> nix::Result<File>) -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt;
+
+    let seen = seen.metadata()?;
+    if !seen.is_file() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let file = open()?;
+    let opened = file.metadata()?;
+    match (opened.dev(), opened.ino()) == (seen.dev(), seen.ino()) {
+        true => Ok(file),
+        false => Err(io::ErrorKind::NotFound.into()),
     }
 }
 

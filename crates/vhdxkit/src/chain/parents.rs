@@ -66,6 +66,8 @@ pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<()
     }
 }
 
+const NOT_FOLLOWED: &str = "not followed, since it is no file named .vhdx or .avhdx";
+
 /// Opens a place, if that is allowed.
 type Opener<'a> = &'a dyn Fn(&Path) -> io::Result<File>;
 
@@ -84,7 +86,7 @@ impl Finder<'_> {
     fn find(&mut self, number: usize) -> Result<Option<Image>> {
         if let Some(path) = self.parents.named.get(number) {
             let path = path.clone();
-            let opened = File::open(&path);
+            let opened = open_named(&path);
             return match self.take(&path, opened)? {
                 Some(parent) => Ok(Some(parent)),
                 None => Err(self.problem("the parent that was named cannot be used")),
@@ -244,8 +246,28 @@ fn tidy(path: &Path) -> PathBuf {
 fn open_followed(path: &Path) -> io::Result<File> {
     let real = path.canonicalize()?;
     if !place::is_image_name(&real) || !real.metadata()?.is_file() {
-        let text = "not followed, since it is no file named .vhdx or .avhdx";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED));
     }
-    File::open(real)
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use nix::fcntl::OFlag;
+        use std::os::unix::fs::OpenOptionsExt;
+        // The name may mean something else by now: no link is followed, and no pipe waited for.
+        options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    }
+    let file = options.open(&real)?;
+    match file.metadata()?.is_file() && path.canonicalize()? == real {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED)),
+    }
+}
+
+/// Opens what the caller has named: any file or block device, but nothing that would make us wait.
+fn open_named(path: &Path) -> io::Result<File> {
+    // Locks come with the rest of the judgement.
+    FileStorage::open(path, OpenMode::ReadOnly { force_share: true })
+        .map_err(|error| io::Error::other(error.to_string()))?
+        .try_clone_file()
 }
