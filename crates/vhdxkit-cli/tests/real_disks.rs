@@ -2,12 +2,9 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use common::{Workdir, vhdx};
-use sha2::{Digest, Sha256};
-use vhdxkit::ops::disk::{Disk, DiskFormat};
 
 const DISKS: [(&str, &str, &str); 4] = [
     (
@@ -32,52 +29,18 @@ const DISKS: [(&str, &str, &str); 4] = [
     ),
 ];
 
-/// The SHA-256 of a raw file; its holes are hashed without being read.
-fn sha256(raw: &str) -> String {
-    let disk = Disk::open(raw.as_ref(), Some(DiskFormat::Raw), false).unwrap();
-    let mut hash = Sha256::new();
-    let mut buf = vec![0; 1 << 20];
-    for run in disk.runs() {
-        let run = run.unwrap();
-        if !run.data {
-            buf.fill(0);
-        }
-        let mut at = run.range.start;
-        while at < run.range.end {
-            let now = buf.len().min((run.range.end - at) as usize);
-            if run.data {
-                disk.read_at(at, &mut buf[..now]).unwrap();
-            }
-            hash.update(&buf[..now]);
-            at += now as u64;
-        }
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[test]
 fn convert_gives_the_bytes_that_guests_saw_before_and_after_replay_in_place() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
-    if !folder.exists() {
-        eprintln!("skipped: ../shared/data is not there");
-        return;
-    }
     let dir = Workdir::new();
     for (packed, program, expected) in DISKS {
         let image = dir.path("disk.vhdx");
-        let unpacked = Command::new(program)
-            .arg("-dc")
-            .arg(folder.join(packed))
-            .stdout(Stdio::from(std::fs::File::create(&image).unwrap()))
-            .status();
-        if !unpacked.is_ok_and(|status| status.success()) {
-            eprintln!("skipped: {program} is not installed");
+        if common::unpack(packed, program, &image).is_none() {
             continue;
         }
         let raw = dir.path("disk.raw");
         let before = dir.fingerprint(&image);
         vhdx(&["convert", &image, &raw]).succeeds();
-        assert_eq!(sha256(&raw), expected, "{packed}");
+        assert_eq!(common::sha256(&raw), expected, "{packed}");
         assert!(dir.fingerprint(&image) == before, "{packed} was changed");
         vhdx(&["log", "replay", &image]).succeeds();
         vhdx(&["compare", &image, &raw]).succeeds();

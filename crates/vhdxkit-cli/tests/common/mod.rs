@@ -2,8 +2,11 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+use vhdxkit::ops::disk::{Disk, DiskFormat};
 
 /// A temporary folder with copies of the repository's images.
 pub(crate) struct Workdir(tempfile::TempDir);
@@ -44,6 +47,60 @@ impl Workdir {
 /// An image of the repository.
 pub(crate) fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(name)
+}
+
+/// A file of the team's folder beside the repository, or of the one that `VHDXKIT_SHARED` names, where
+/// nothing may be missing; `None`, visibly, where there is none.
+pub(crate) fn shared(name: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("VHDXKIT_SHARED") {
+        let path = Path::new(&folder).join(name);
+        assert!(path.exists(), "VHDXKIT_SHARED is set, and {name} is not in it");
+        return Some(path);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: ../shared/{name} is not there");
+    None
+}
+
+/// Unpacks an image of the team's folder by a program; `None`, visibly, where one of them is missing.
+pub(crate) fn unpack(packed: &str, program: &str, target: &str) -> Option<()> {
+    let source = shared(&format!("data/{packed}"))?;
+    let unpacked = Command::new(program)
+        .arg("-dc")
+        .arg(source)
+        .stdout(Stdio::from(std::fs::File::create(target).unwrap()))
+        .status();
+    if unpacked.is_ok_and(|status| status.success()) {
+        return Some(());
+    }
+    eprintln!("skipped: {program} is not installed");
+    None
+}
+
+/// The SHA-256 of a raw file; its holes are hashed without being read.
+pub(crate) fn sha256(raw: &str) -> String {
+    let disk = Disk::open(raw.as_ref(), Some(DiskFormat::Raw), false).unwrap();
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; 1 << 20];
+    for run in disk.runs() {
+        let run = run.unwrap();
+        if !run.data {
+            buf.fill(0);
+        }
+        let mut at = run.range.start;
+        while at < run.range.end {
+            let now = buf.len().min((run.range.end - at) as usize);
+            if run.data {
+                disk.read_at(at, &mut buf[..now]).unwrap();
+            }
+            hash.update(&buf[..now]);
+            at += now as u64;
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A finished run of the command.

@@ -147,6 +147,7 @@ pub(crate) fn open(storage: impl Storage + 'static) -> vhdxkit::Result<Image> {
 pub(crate) struct Counting<S> {
     pub(crate) inner: S,
     pub(crate) read: AtomicU64,
+    calls: AtomicU64,
     bad: Range<u64>,
 }
 
@@ -157,17 +158,23 @@ impl<S> Counting<S> {
 
     /// Reads that touch `bad` fail.
     pub(crate) fn with_bad_spot(inner: S, bad: Range<u64>) -> Self {
-        Self { inner, read: AtomicU64::new(0), bad }
+        Self { inner, read: AtomicU64::new(0), calls: AtomicU64::new(0), bad }
     }
 
     /// Bytes read so far.
     pub(crate) fn count(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
+
+    /// Reads so far, those that have failed among them.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
 }
 
 impl<S: Storage> Storage for Counting<S> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         if offset < self.bad.end && self.bad.start < offset + buf.len() as u64 {
             return Err(io::Error::other("bad spot"));
         }
