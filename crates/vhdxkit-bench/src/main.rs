@@ -6,6 +6,7 @@
 //! `harness` lets sides take turns, `table` shows what came of it; `setup` and `process` are the place
 //! and the programs; each other file is a group of rows. Linux only.
 
+mod chain;
 mod copies;
 mod harness;
 mod huge;
@@ -38,7 +39,7 @@ Examples:
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Only these rows: 1 to 4, 8 to 14.
+    /// Only these rows: 1 to 4, 8 to 14, 17.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<u32>,
     /// Less work, fewer rounds. Figures are printed only.
@@ -70,7 +71,7 @@ enum Command {
     },
 }
 
-const ROWS: [u32; 11] = [1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14];
+const ROWS: [u32; 12] = [1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 17];
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/performance.md");
 
 fn main() -> ExitCode {
@@ -100,7 +101,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("times of an unoptimised build mean nothing; build with --release");
     }
     let unknown = arguments.rows.iter().find(|row| !ROWS.contains(row));
-    ensure!(unknown.is_none(), "there is no row {} here: 1 to 4, 8 to 14", unknown.unwrap_or(&0));
+    ensure!(
+        unknown.is_none(),
+        "there is no row {} here: 1 to 4, 8 to 14, 17",
+        unknown.unwrap_or(&0)
+    );
     process::stop_gently()?;
     let all = arguments.rows.is_empty();
     let rows = if all { ROWS.to_vec() } else { arguments.rows };
@@ -126,6 +131,7 @@ fn measure(setup: &Setup, rows: &[u32], table: &mut Table) -> anyhow::Result<()>
             12 => copies::shared(setup, table)?,
             13 => replays::rows(setup, table)?,
             14 => huge::rows(setup, table)?,
+            17 => chain::rows(setup, table)?,
             // These two share their files.
             10 if rows.contains(&8) => {}
             8 | 10 => copies::full(setup, rows, table)?,
