@@ -12,7 +12,9 @@ use vhdxkit::{CreateOptions, ErrorKind, OpenOptions};
 use crate::check::{ask_qemu, check_state, record_recovery};
 use crate::class::Class;
 use crate::disk::{SimDisk, Window};
-use crate::medium::{Medium, mix};
+use vhdxkit_testkit::random::mix;
+
+use crate::medium::Medium;
 use crate::model::{Expectation, Model, SECTOR};
 use crate::start::{Below, Scene, Start};
 use crate::states::{Atoms, Survivors};

@@ -1,6 +1,7 @@
 //! The kinds of workloads, and which ones each has.
 
-use crate::medium::mix;
+use vhdxkit_testkit::random::mix;
+
 use crate::start::Start;
 use crate::workload::{self, Operation, Workload};
 

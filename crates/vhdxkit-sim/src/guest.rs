@@ -113,7 +113,13 @@ impl Guest {
                     .and_then(|()| self.discard(number, self.start.bytes_of(block)))
                     .and_then(|()| self.flush(number))
             }
-            Operation::FlushDuringWrite(block) => self.flush_during_write(number, block),
+            Operation::FlushDuringWrite(block) => {
+                let start = block * self.start.block();
+                self.flush_during_write(number, start..start + SECTOR)
+            }
+            Operation::FlushDuringBlock(block) => {
+                self.flush_during_write(number, self.start.bytes_of(block))
+            }
             Operation::ChurnDuringFlush(one, other) => self.churn_during_flush(number, one, other),
             Operation::ReuseDuringWrite(one, other) => self.reuse_during_write(number, one, other),
             Operation::KillInSync(block, syncs) => self.kill_in_sync(number, block, syncs),
@@ -250,9 +256,8 @@ impl Guest {
         self.open()
     }
 
-    fn flush_during_write(&mut self, number: usize, block: u64) -> Result<(), String> {
-        let at = block * self.start.block();
-        if at >= self.model.size() {
+    fn flush_during_write(&mut self, number: usize, range: Range<u64>) -> Result<(), String> {
+        if range.start >= self.model.size() {
             return Ok(());
         }
         let mark = self.model.mark();
@@ -260,7 +265,7 @@ impl Guest {
         let failed = Shared::default();
         let told = failed.clone();
         self.disk.at(Moment::Write(self.start.metadata_end()), move || told.note(image.flush()));
-        self.write(number, &[(at, SECTOR)])?;
+        self.write(number, &[(range.start, range.end - range.start)])?;
         self.disk.settle();
         failed.take()?;
         self.model.acknowledge_up_to(&mark);

@@ -16,7 +16,6 @@ pub mod kill;
 pub mod medium;
 pub mod merge;
 pub mod model;
-pub mod random;
 pub mod start;
 pub mod states;
 pub mod workload;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use vhdxkit_testkit::random::mix;
+
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 const PAGE_LEN: usize = 4096;
@@ -38,14 +40,6 @@ fn hash_page(bytes: &[u8; PAGE_LEN]) -> u64 {
         return 0;
     }
     lanes.iter().fold(1, |sum: u64, lane| mix(sum.wrapping_add(*lane))) | 1
-}
-
-/// A good mixture of 64 bits.
-#[must_use]
-pub fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ (value >> 31)
 }
 
 type Pages = BTreeMap<u64, Option<Arc<Page>>>;

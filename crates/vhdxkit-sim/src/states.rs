@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::disk::{Event, Window};
 use crate::medium::{Medium, PAGE};
-use crate::random::Random;
+use vhdxkit_testkit::random::Random;
 
 /// So many atoms are taken apart completely.
 pub const ALL_SUBSETS: usize = 10;

@@ -1,7 +1,7 @@
 //! What a guest does before the crash.
 
-use crate::random::Random;
 use crate::start::{CHUNK, MIB, Start};
+use vhdxkit_testkit::random::Random;
 
 /// Which half of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub enum Operation {
     Trim(u64),
     /// Write the first sector of a block; while its bytes are on their way, another thread flushes.
     FlushDuringWrite(u64),
+    /// Write a whole block; while its bytes are on their way, another thread flushes.
+    FlushDuringBlock(u64),
     /// Flush; while that is on its way, another thread discards the first block and writes the other.
     ChurnDuringFlush(u64, u64),
     /// Write to a block that has a place; while the bytes are on their way, another thread discards that
@@ -96,7 +98,7 @@ pub fn alphabet(start: Start) -> Vec<Operation> {
         KillInSync(b, 3),
     ];
     if !start.is_border() {
-        operations.extend([Block(a), Block(b), DiscardPart(b)]);
+        operations.extend([Block(a), Block(b), DiscardPart(b), FlushDuringBlock(b)]);
     }
     if start.is_child() {
         // The third block is partial when there was a commit before.
@@ -170,6 +172,7 @@ pub fn long(start: Start, seed: u64, length: usize) -> Workload {
             15..=18 => Discard(block),
             19 => DiscardPart(block),
             21 => FlushDuringWrite(block),
+            28 if small => FlushDuringBlock(block),
             22 => ChurnDuringFlush(block, blocks[0] + 3),
             23 => ReuseDuringWrite(block, blocks[0] + 3),
             24..=25 if halves => WriteHalf(block, Half::Lower),

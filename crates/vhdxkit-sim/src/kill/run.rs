@@ -16,7 +16,7 @@ use super::journal::{Note, read};
 use super::trace::{Phase, phase_of};
 use super::{BLOCK, DISK, THREADS, UNIT, UNITS};
 use crate::model::{Expectation, SECTOR, judge};
-use crate::random::Random;
+use vhdxkit_testkit::random::Random;
 
 /// How much to do, and with what.
 #[derive(Debug, Clone)]

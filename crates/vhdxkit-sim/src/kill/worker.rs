@@ -10,7 +10,7 @@ use super::journal::{Journal, Note};
 use super::trace::Traced;
 use super::{BLOCK, DISK, THREADS, UNIT, UNITS};
 use crate::model::{SECTOR, stamp};
-use crate::random::Random;
+use vhdxkit_testkit::random::Random;
 
 /// Writes to the image at `folder/disk.vhdx` until it is killed; `round` makes its writes differ from
 /// those of earlier workers.
