@@ -1,6 +1,5 @@
 //! Crashing everything: [classes](Class) of workloads, every state of every window, on all cores.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use vhdxkit::{CreateOptions, ErrorKind, OpenOptions};
 
-use crate::check::{ask_qemu, check_state, record_recovery};
+use crate::check::{ask_qemu, check_state, record_recovery, require_sound};
 use crate::class::Class;
+use crate::complaint::Complaint;
+use crate::device::Device;
 use crate::disk::{SimDisk, Window};
 use vhdxkit_testkit::random::mix;
 
@@ -18,6 +19,7 @@ use crate::medium::Medium;
 use crate::model::{Expectation, Model, SECTOR};
 use crate::start::{Below, Scene, Start};
 use crate::states::{Atoms, Survivors};
+use crate::tally::{Outcome, Tally};
 use crate::workload::Workload;
 use crate::{guest, merge};
 
@@ -28,6 +30,8 @@ pub struct Plan {
     pub states: usize,
     /// Of these classes.
     pub classes: Vec<Class>,
+    /// On this kind of disk.
+    pub device: Device,
     /// Seed of everything that is chosen.
     pub seed: u64,
     /// Threads.
@@ -42,33 +46,6 @@ pub struct Plan {
     pub limit: Duration,
     /// Only this workload of each class.
     pub only: Option<usize>,
-}
-
-/// What was found.
-#[derive(Debug, Clone, Default)]
-pub struct Tally {
-    /// Workloads carried out.
-    pub workloads: usize,
-    /// Sync windows taken apart.
-    pub windows: usize,
-    /// Crash states made.
-    pub states: usize,
-    /// Different durable images among them.
-    pub distinct: HashSet<u64>,
-    /// How many of them QEMU has replayed and shown right.
-    pub qemu: usize,
-    /// Images that were checked: some with several expectations.
-    checked: HashSet<u64>,
-    /// What did not hold, told in full.
-    pub failures: Vec<String>,
-}
-
-/// What a campaign has found, by class.
-pub struct Outcome {
-    /// In the order of [`Class::ALL`].
-    pub tallies: Vec<(Class, Tally)>,
-    /// How long it took.
-    pub time: Duration,
 }
 
 struct Shared<'a> {
@@ -96,7 +73,7 @@ pub fn run(plan: &Plan) -> Outcome {
     }
     let tally = |tally: Mutex<Tally>| tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let tallies = Class::ALL.into_iter().zip(shared.tallies.into_iter().map(tally)).collect();
-    Outcome { tallies, time: shared.started.elapsed() }
+    Outcome { tallies, device: plan.device, time: shared.started.elapsed() }
 }
 
 impl Shared<'_> {
@@ -150,6 +127,7 @@ impl Shared<'_> {
         let run = if class == Class::Merge { merge::run } else { guest::run };
         match std::panic::catch_unwind(|| run(work, scene)) {
             Ok(Ok(windows)) => {
+                let windows = self.plan.device.windows(windows);
                 for (number, window) in windows.iter().enumerate() {
                     if self.stop.load(Ordering::Relaxed) {
                         return;
@@ -170,7 +148,7 @@ impl Shared<'_> {
         scene: &Scene,
         told: &dyn Fn() -> String,
     ) {
-        let atoms = Atoms::new(window, scene.start.metadata_end());
+        let atoms = Atoms::new(window, scene.start.metadata_end(), self.plan.device);
         let expected = hash(&*window.expected);
         self.tally(class, |tally| tally.windows += 1);
         for survivors in atoms.survivors(mix(self.plan.seed ^ number as u64)) {
@@ -187,12 +165,13 @@ impl Shared<'_> {
                 continue;
             }
             let mut judged = checked(&state, &scene.below, &window.expected);
-            let for_qemu = self.plan.qemu > 0 && scene.below.is_nothing();
+            let for_qemu =
+                self.plan.qemu > 0 && self.plan.device.is_honest() && scene.below.is_nothing();
             if judged.is_ok() && for_qemu && count.is_multiple_of(self.plan.qemu) {
-                judged = ask_qemu(&state[0], &window.expected);
+                judged = ask_qemu(&state[0], &window.expected).map_err(Complaint::Told);
                 self.tally(class, |tally| tally.qemu += 1);
             }
-            if let Err(error) = judged {
+            if let Err(error) = self.excused(class, judged, &state) {
                 let operation = window.operation;
                 let what = describe(&atoms, &survivors);
                 self.fail(
@@ -205,7 +184,8 @@ impl Shared<'_> {
                 return;
             }
             let one = !matches!(class, Class::Recovery | Class::Merge);
-            let deeper = one && count.is_multiple_of(self.plan.depth_two);
+            let deeper =
+                one && self.plan.device.is_honest() && count.is_multiple_of(self.plan.depth_two);
             if deeper && !self.enough(Class::Recovery) {
                 self.recovery(&state[0], &window.expected, scene, told);
             }
@@ -257,8 +237,8 @@ impl Shared<'_> {
                 self.fail(class, format!("create, variant {variant}: {error}"));
                 return;
             }
-            for window in disk.windows() {
-                let atoms = Atoms::new(&window, 0);
+            for window in self.plan.device.windows(disk.windows()) {
+                let atoms = Atoms::new(&window, u64::MAX, self.plan.device);
                 self.tally(class, |tally| tally.windows += 1);
                 for survivors in atoms.survivors(mix(self.plan.seed ^ variant)) {
                     let state = atoms.state(&survivors);
@@ -268,7 +248,11 @@ impl Shared<'_> {
                         tally.states += 1;
                         new = tally.distinct.insert(image);
                     });
-                    if new && let Err(error) = created(&state, &below, &window.expected) {
+                    if !new {
+                        continue;
+                    }
+                    let judged = created(&state, &below, &window.expected);
+                    if let Err(error) = self.excused(class, judged, &state) {
                         let what = describe(&atoms, &survivors);
                         self.fail(class, format!("create, variant {variant}\n{what}    {error}"));
                         return;
@@ -276,6 +260,27 @@ impl Shared<'_> {
                 }
             }
         }
+    }
+
+    /// What a disk does that cannot be trusted is counted, and held against nobody but who panics.
+    fn excused(
+        &self,
+        class: Class,
+        judged: Result<(), Complaint>,
+        state: &[Medium],
+    ) -> Result<(), Complaint> {
+        if self.plan.device.is_honest() {
+            return judged;
+        }
+        match judged {
+            Err(Complaint::Panicked) => return judged,
+            Ok(()) => self.tally(class, |tally| tally.held += 1),
+            Err(Complaint::Told(_)) => self.tally(class, |tally| tally.told += 1),
+            Err(_) if !state.iter().all(is_sound) => self.tally(class, |tally| tally.told += 1),
+            Err(Complaint::Older(_)) => self.tally(class, |tally| tally.older += 1),
+            Err(Complaint::Wrong(_)) => self.tally(class, |tally| tally.wrong += 1),
+        }
+        Ok(())
     }
 
     fn fail(&self, class: Class, text: String) {
@@ -286,11 +291,15 @@ impl Shared<'_> {
     }
 }
 
-fn created(state: &[Medium], below: &Below, expected: &Expectation) -> Result<(), String> {
+fn is_sound(state: &Medium) -> bool {
+    require_sound(&Arc::new(SimDisk::new(state.clone()))).is_ok()
+}
+
+fn created(state: &[Medium], below: &Below, expected: &Expectation) -> Result<(), Complaint> {
     let disk = Arc::new(SimDisk::new(state[0].clone()));
     match OpenOptions::new().open_storage(disk) {
         Err(error) if error.kind() == ErrorKind::NotVhdx => Ok(()),
-        Err(error) => Err(format!("a half-made file looks like an image: {error}")),
+        Err(error) => Err(Complaint::told("a half-made file looks like an image")(error)),
         Ok(image) => {
             drop(image);
             checked(state, below, expected)
@@ -302,16 +311,19 @@ fn hash_of(state: &[Medium]) -> u64 {
     state.iter().fold(0, |sum, medium| mix(sum) ^ medium.hash())
 }
 
-fn checked(state: &[Medium], below: &Below, expected: &Expectation) -> Result<(), String> {
+fn checked(state: &[Medium], below: &Below, expected: &Expectation) -> Result<(), Complaint> {
     let check = || match state {
         [parent, child] => merge::check(parent, child, expected),
         _ => check_state(&state[0], below, expected),
     };
-    std::panic::catch_unwind(check).unwrap_or_else(|_| Err("it panicked".to_owned()))
+    std::panic::catch_unwind(check).unwrap_or(Err(Complaint::Panicked))
 }
 
 fn describe(atoms: &Atoms<'_>, survivors: &Survivors) -> String {
     let mut text = String::new();
+    if let Some((number, to)) = survivors.stray {
+        let _ = writeln!(text, "    {:<24} goes to {to:#x}", atoms.describe(number));
+    }
     for number in 0..atoms.len().min(40) {
         let torn = survivors.torn.iter().find(|(torn, _)| *torn == number);
         let fate = match torn {
@@ -328,53 +340,4 @@ fn hash(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
-}
-
-impl Outcome {
-    /// Everything that did not hold.
-    pub fn failures(&self) -> impl Iterator<Item = &String> {
-        self.tallies.iter().flat_map(|(_, tally)| &tally.failures)
-    }
-
-    /// Different durable images, over all classes.
-    #[must_use]
-    pub fn distinct(&self) -> usize {
-        self.tallies.iter().map(|(_, tally)| tally.distinct.len()).sum()
-    }
-
-    /// The figures, as Markdown.
-    #[must_use]
-    pub fn table(&self) -> String {
-        let all = self.distinct().max(1);
-        let mut text = String::from(
-            "| class | workloads | sync windows | crash states | distinct images | share | by QEMU | failures |\n\
-             |---|---:|---:|---:|---:|---:|---:|---:|\n",
-        );
-        for (class, tally) in self.tallies.iter().filter(|(_, tally)| tally.workloads > 0) {
-            let distinct = tally.distinct.len();
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {} | {distinct} | {:.1} % | {} | {} |",
-                class.name(),
-                tally.workloads,
-                tally.windows,
-                tally.states,
-                100.0 * distinct as f64 / all as f64,
-                tally.qemu,
-                tally.failures.len()
-            );
-        }
-        let sum = |f: fn(&Tally) -> usize| self.tallies.iter().map(|(_, t)| f(t)).sum::<usize>();
-        let _ = writeln!(
-            text,
-            "| **all** | {} | {} | {} | **{}** | | {} | {} |",
-            sum(|t| t.workloads),
-            sum(|t| t.windows),
-            sum(|t| t.states),
-            self.distinct(),
-            sum(|t| t.qemu),
-            sum(|t| t.failures.len())
-        );
-        text
-    }
 }

@@ -7,6 +7,7 @@ use vhdxkit::defect::{Defect, Severity};
 use vhdxkit::ops::check::check;
 use vhdxkit::storage::{FileStorage, Storage};
 
+use crate::complaint::Complaint;
 use crate::disk::{SimDisk, Window};
 use crate::medium::Medium;
 use crate::model::{Expectation, judge};
@@ -21,47 +22,50 @@ const RECOVERY: u64 = 0x7265_636F;
 ///
 /// # Errors
 /// What does not hold.
-pub fn check_state(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), String> {
+pub fn check_state(state: &Medium, below: &Below, expected: &Expectation) -> Result<(), Complaint> {
     let disk = Arc::new(SimDisk::new(state.clone()));
     let image = below.open(&OpenOptions::new(), disk.clone());
-    let image = image.map_err(|e| format!("cannot be opened for reading: {e}"))?;
-    let read_only = judge(&image, expected).map_err(|e| format!("read-only: {e}"))?;
+    let image = image.map_err(Complaint::told("cannot be opened for reading"))?;
+    let read_only = judge(&image, expected).map_err(|e| e.during("read-only"))?;
     drop(image);
     if disk.view().hash() != state.hash() {
-        return Err("opening for reading has changed the file".to_owned());
+        return Err(Complaint::Wrong("opening for reading has changed the file".to_owned()));
     }
-    let replayed = judge(&open(&disk, below)?, expected).map_err(|e| format!("replayed: {e}"))?;
+    let writable = open(&disk, below).map_err(Complaint::told("cannot be opened for writing"))?;
+    let replayed = judge(&writable, expected).map_err(|e| e.during("replayed"))?;
+    drop(writable);
     if replayed != read_only {
-        return Err(format!("read-only shows {read_only:?}, replayed {replayed:?}"));
+        let text = format!("read-only shows {read_only:?}, replayed {replayed:?}");
+        return Err(Complaint::Wrong(text));
     }
     require_sound(&disk)?;
     let once = disk.view().hash();
-    drop(open(&disk, below)?);
+    drop(open(&disk, below).map_err(Complaint::told("cannot be opened again"))?);
     if disk.view().hash() != once {
-        return Err("a second recovery changes the file".to_owned());
+        return Err(Complaint::Wrong("a second recovery changes the file".to_owned()));
     }
     Ok(())
 }
 
-fn open(disk: &Arc<SimDisk>, below: &Below) -> Result<vhdxkit::Image, String> {
+fn open(disk: &Arc<SimDisk>, below: &Below) -> vhdxkit::Result<vhdxkit::Image> {
     let options = OpenOptions::new().write(true).reproducible(RECOVERY);
-    below.open(&options, disk.clone()).map_err(|e| format!("cannot be opened for writing: {e}"))
+    below.open(&options, disk.clone())
 }
 
 /// Nothing worse than space to reclaim, and one header copy that a crash has torn or left behind.
 ///
 /// # Errors
 /// What else a check finds.
-pub fn require_sound(disk: &Arc<SimDisk>) -> Result<(), String> {
+pub fn require_sound(disk: &Arc<SimDisk>) -> Result<(), Complaint> {
     let storage: Arc<dyn Storage> = disk.clone();
-    let findings = check(storage, &mut ()).map_err(|e| format!("cannot be checked: {e}"))?;
+    let findings = check(storage, &mut ()).map_err(Complaint::told("cannot be checked"))?;
     let bad = findings.list().iter().find(|finding| {
         let header_copy =
             matches!(finding, Defect::HeaderCopyInvalid { .. } | Defect::HeaderPairDiffers { .. });
         finding.severity() > Severity::Info && !header_copy
     });
     match bad {
-        Some(defect) => Err(format!("check finds {}: {defect}", defect.code())),
+        Some(defect) => Err(Complaint::Told(format!("check finds {}: {defect}", defect.code()))),
         None => Ok(()),
     }
 }
@@ -77,7 +81,7 @@ pub fn record_recovery(
 ) -> Result<Vec<Window>, String> {
     let disk = Arc::new(SimDisk::new(state.clone()));
     disk.record(0, expected);
-    drop(open(&disk, below)?);
+    drop(open(&disk, below).map_err(|e| format!("cannot be opened for writing: {e}"))?);
     Ok(disk.windows())
 }
 

@@ -1,12 +1,14 @@
 //! The kinds of workloads, and which ones each has.
 
+use clap::ValueEnum;
 use vhdxkit_testkit::random::mix;
 
 use crate::start::Start;
 use crate::workload::{self, Operation, Workload};
 
 /// A kind of workload; figures are kept for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+#[value(rename_all = "PascalCase")]
 pub enum Class {
     /// Up to four operations on an empty disk.
     Fresh,
@@ -23,6 +25,7 @@ pub enum Class {
     /// Hundreds of operations, several epochs of the log.
     Long,
     /// Crashes of the recovery of all of the above.
+    #[value(skip)]
     Recovery,
     /// Making an image.
     Create,

@@ -248,7 +248,8 @@ impl Guest {
             // Without a flush the mapping of new blocks dies with the process: the disk goes back to
             // some earlier state, and what it shows from now on is what counts.
             self.open()?;
-            let seen = crate::model::judge(self.image(), &self.model.expectation())?;
+            let seen = crate::model::judge(self.image(), &self.model.expectation())
+                .map_err(|e| e.to_string())?;
             self.model.now_is(&seen);
             self.begin(number);
             return Ok(());

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use vhdxkit_sim::campaign::{Plan, run};
 use vhdxkit_sim::class::Class;
+use vhdxkit_sim::device::Device;
 
 /// Crash the write path of vhdxkit in every way, and check what is left.
 #[derive(Debug, Parser)]
@@ -13,6 +14,7 @@ use vhdxkit_sim::class::Class;
 Examples:
   vhdxkit-sim crash                                  a small run of every class
   vhdxkit-sim crash --states 150000                  the long run: over a million distinct images
+  vhdxkit-sim crash --device LyingSync               what a disk makes of it whose syncs do nothing
   vhdxkit-sim crash --class Long --only 17 --seed 5  one workload again
   vhdxkit-sim kill --runs 200                        a real process, killed 200 times")]
 struct Cli {
@@ -52,7 +54,10 @@ struct Arguments {
     states: usize,
     /// Only this class; may be repeated.
     #[arg(long)]
-    class: Vec<ClassName>,
+    class: Vec<Class>,
+    /// The kind of disk.
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
     /// Only this workload of a class.
     #[arg(long)]
     only: Option<usize>,
@@ -74,26 +79,6 @@ struct Arguments {
     /// Seconds after which no new workload is begun.
     #[arg(long, default_value_t = 3600)]
     seconds: u64,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-enum ClassName {
-    Fresh,
-    Recycled,
-    Fixed,
-    Border,
-    Resize,
-    Epoch,
-    Long,
-    Create,
-    Child,
-    ChildRecycled,
-    ChildBorder,
-    ChildResize,
-    ChildLong,
-    ChildCreate,
-    Merge,
 }
 
 fn main() -> ExitCode {
@@ -132,24 +117,7 @@ fn kill(runs: u64, seed: u64) -> Result<(), String> {
 }
 
 fn crash(arguments: Arguments) -> ExitCode {
-    let named = arguments.class.iter().map(|name| match name {
-        ClassName::Fresh => Class::Fresh,
-        ClassName::Recycled => Class::Recycled,
-        ClassName::Fixed => Class::Fixed,
-        ClassName::Border => Class::Border,
-        ClassName::Resize => Class::Resize,
-        ClassName::Epoch => Class::Epoch,
-        ClassName::Long => Class::Long,
-        ClassName::Create => Class::Create,
-        ClassName::Child => Class::Child,
-        ClassName::ChildRecycled => Class::ChildRecycled,
-        ClassName::ChildBorder => Class::ChildBorder,
-        ClassName::ChildResize => Class::ChildResize,
-        ClassName::ChildLong => Class::ChildLong,
-        ClassName::ChildCreate => Class::ChildCreate,
-        ClassName::Merge => Class::Merge,
-    });
-    let mut classes: Vec<Class> = named.collect();
+    let mut classes = arguments.class;
     if classes.is_empty() {
         classes = Class::ALL.to_vec();
     }
@@ -164,6 +132,7 @@ fn crash(arguments: Arguments) -> ExitCode {
         qemu: if have_qemu { arguments.qemu } else { 0 },
         states: arguments.states,
         classes,
+        device: arguments.device,
         seed: arguments.seed,
         threads: arguments.threads.unwrap_or(cores),
         depth_two: arguments.depth_two.max(1),

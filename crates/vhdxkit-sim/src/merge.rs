@@ -10,6 +10,7 @@ use vhdxkit::OpenOptions;
 use vhdxkit::ops::merge::merge_storages;
 
 use crate::check::require_sound;
+use crate::complaint::Complaint;
 use crate::disk::{SimDisk, Window};
 use crate::guest;
 use crate::medium::Medium;
@@ -39,18 +40,18 @@ pub fn run(workload: &Workload, scene: &Scene) -> Result<Vec<Window>, String> {
 ///
 /// # Errors
 /// What does not hold.
-pub fn check(parent: &Medium, child: &Medium, expected: &Expectation) -> Result<(), String> {
+pub fn check(parent: &Medium, child: &Medium, expected: &Expectation) -> Result<(), Complaint> {
     let [parent, child] = [parent, child].map(|medium| Arc::new(SimDisk::new(medium.clone())));
     let over = || Below::of(parent.clone()).open(&OpenOptions::new(), child.clone());
-    let image = over().map_err(|e| format!("the child cannot be opened: {e}"))?;
-    judge(&image, expected).map_err(|e| format!("the child: {e}"))?;
+    let image = over().map_err(Complaint::told("the child cannot be opened"))?;
+    judge(&image, expected).map_err(|e| e.during("the child"))?;
     drop(image);
     let again = merge_storages(child.clone(), parent.clone(), None, Some(SEEDS[1]));
-    again.map_err(|e| format!("cannot be merged again: {e}"))?;
-    let image = over().map_err(|e| format!("the child, merged again: {e}"))?;
-    judge(&image, expected).map_err(|e| format!("the child, merged again: {e}"))?;
+    again.map_err(Complaint::told("cannot be merged again"))?;
+    let image = over().map_err(Complaint::told("the child, merged again"))?;
+    judge(&image, expected).map_err(|e| e.during("the child, merged again"))?;
     let alone = OpenOptions::new().open_storage(parent.clone());
-    let alone = alone.map_err(|e| format!("the parent cannot be opened: {e}"))?;
-    judge(&alone, expected).map_err(|e| format!("the parent, merged again: {e}"))?;
+    let alone = alone.map_err(Complaint::told("the parent cannot be opened"))?;
+    judge(&alone, expected).map_err(|e| e.during("the parent, merged again"))?;
     require_sound(&parent).and_then(|()| require_sound(&child))
 }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use vhdxkit::Image;
 
+use crate::complaint::Complaint;
+
 /// Bytes of a cell.
 pub const SECTOR: u64 = 512;
 
@@ -45,6 +47,9 @@ fn version_of(offset: u64, bytes: &[u8]) -> Result<u64, String> {
     if bytes == stamp(offset, version) {
         return Ok(version);
     }
+    if bytes == garbage().as_slice() {
+        return Ok(GARBAGE);
+    }
     let place = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
     Err(match bytes.chunks_exact(16).all(|pair| pair == &bytes[..16]) {
         true if place == FOREIGN => "bytes that were never the guest's".to_owned(),
@@ -67,6 +72,15 @@ pub const FOREIGN: u64 = 0xF0F1_F2F3_F4F5_F6F7;
 #[must_use]
 pub fn foreign() -> Vec<u8> {
     [FOREIGN.to_le_bytes(), FOREIGN.to_le_bytes()].concat().repeat(32)
+}
+
+/// Stands for a sector that a crash has left as garbage.
+const GARBAGE: u64 = u64::MAX;
+
+/// A sector as some disks leave it that were writing it.
+#[must_use]
+pub fn garbage() -> Vec<u8> {
+    GARBAGE.to_le_bytes().repeat(64)
 }
 
 /// The writes that had returned at some moment.
@@ -105,7 +119,8 @@ impl Model {
     /// A range is being given the contents of write `version`; zero for zeros.
     pub fn put(&mut self, range: Range<u64>, version: u64) {
         for (_, allowed) in self.cells.range_mut(range) {
-            if allowed.last() != Some(&version) {
+            // More than one says that the sector is being written, if only with what it had.
+            if allowed.last() != Some(&version) || allowed.len() == 1 {
                 allowed.push(version);
             }
         }
@@ -133,6 +148,13 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// A write of one cell was reported to have failed: it counts if the living image shows it.
+    pub fn may_have_put(&mut self, image: &Image, offset: u64, version: u64) {
+        if version_at(image, offset) == Ok(version) {
+            self.put(offset..offset + 1, version);
+        }
     }
 
     /// Everything written so far is durable.
@@ -217,17 +239,25 @@ impl Model {
 ///
 /// # Errors
 /// What is wrong: another size, a cell that cannot be read, or one that shows what it must not.
-pub fn judge(image: &Image, expected: &Expectation) -> Result<Vec<u64>, String> {
+pub fn judge(image: &Image, expected: &Expectation) -> Result<Vec<u64>, Complaint> {
     let size = image.virtual_size();
     if !expected.sizes.contains(&size) {
-        return Err(format!("the disk has {size} bytes, expected one of {:?}", expected.sizes));
+        let text = format!("the disk has {size} bytes, expected one of {:?}", expected.sizes);
+        return Err(Complaint::Older(text));
     }
     let mut seen = vec![size];
     for (offset, allowed) in expected.cells.iter().filter(|(offset, _)| *offset < size) {
-        let found = version_at(image, *offset)
-            .map_err(|e| format!("{e}; allowed are writes {allowed:?}"))?;
-        if !allowed.contains(&found) {
-            return Err(format!("{offset:#x} shows write {found}; allowed are {allowed:?}"));
+        let mut bytes = [0; SECTOR as usize];
+        image.read_at(*offset, &mut bytes).map_err(Complaint::told("cannot read"))?;
+        let found = version_of(*offset, &bytes).map_err(|what| {
+            Complaint::Wrong(format!("{offset:#x} shows {what}; allowed are writes {allowed:?}"))
+        })?;
+        // What is being written when the power fails may be left as garbage by some disks.
+        let torn = found == GARBAGE && allowed.len() > 1;
+        if !torn && !allowed.contains(&found) {
+            let text = format!("{offset:#x} shows write {found}; allowed are {allowed:?}");
+            let older = allowed.iter().any(|allowed| found < *allowed);
+            return Err(if older { Complaint::Older(text) } else { Complaint::Wrong(text) });
         }
         seen.push(found);
     }

@@ -4,14 +4,15 @@
 //! a write (large writes: their first and last 4 KiB and what is between), a change of length, a hole.
 //! Of up to [`ALL_SUBSETS`] atoms every subset is made; of more every prefix (what a killed process
 //! leaves), every single loss, every single survivor, and seeded subsets. On top, surviving
-//! writes are torn, one at a time and all at once: the first 512 bytes new, the rest old; or, where no
-//! guest data is concerned, the rest garbage.
+//! writes are torn, one at a time and all at once, as the [device](Device) tears them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::device::{Device, Tear};
 use crate::disk::{Event, Window};
 use crate::medium::{Medium, PAGE};
+use crate::model::garbage;
 use vhdxkit_testkit::random::Random;
 
 /// So many atoms are taken apart completely.
@@ -34,15 +35,6 @@ enum Change {
     Punch(Range<u64>),
 }
 
-/// How a write is torn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tear {
-    /// The first 512 bytes are new, the rest old.
-    Old,
-    /// The first 512 bytes are new, the rest garbage.
-    Garbage,
-}
-
 /// Which atoms of a window survive: enough to make the state again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survivors {
@@ -50,20 +42,23 @@ pub struct Survivors {
     pub atoms: Vec<usize>,
     /// Those of them that are torn: none, one, or all that can be.
     pub torn: Vec<(usize, Tear)>,
+    /// One that goes to another offset than its own.
+    pub stray: Option<(usize, u64)>,
 }
 
 /// A window's atoms.
 pub struct Atoms<'a> {
     window: &'a Window,
     atoms: Vec<Atom>,
-    /// File offsets below this hold metadata: guest data is never garbage.
+    /// File offsets below this hold metadata.
     metadata_end: u64,
+    device: Device,
 }
 
 impl<'a> Atoms<'a> {
     /// Divides a window. Blocks of guest data lie at or behind `metadata_end`.
     #[must_use]
-    pub fn new(window: &'a Window, metadata_end: u64) -> Self {
+    pub fn new(window: &'a Window, metadata_end: u64, device: Device) -> Self {
         let mut atoms = Vec::new();
         for (disk, event) in &window.events {
             let atom = |change| Atom { disk: *disk, change };
@@ -77,7 +72,7 @@ impl<'a> Atoms<'a> {
                 }
             }
         }
-        Self { window, atoms, metadata_end }
+        Self { window, atoms, metadata_end, device }
     }
 
     /// What survives in each of the states, the seed choosing among too many.
@@ -107,26 +102,44 @@ impl<'a> Atoms<'a> {
             };
             for atom in torn {
                 for tear in self.tears(atom) {
-                    all.push(Survivors { atoms: atoms.clone(), torn: vec![(atom, tear)] });
+                    let torn = vec![(atom, *tear)];
+                    all.push(Survivors { atoms: atoms.clone(), torn, stray: None });
                 }
             }
-            let last = |atom: &usize| Some((*atom, self.tears(*atom).pop()?));
+            let last = |atom: &usize| Some((*atom, *self.tears(*atom).last()?));
             let every: Vec<(usize, Tear)> = atoms.iter().filter_map(last).collect();
             if every.len() > 1 {
-                all.push(Survivors { atoms: atoms.clone(), torn: every });
+                all.push(Survivors { atoms: atoms.clone(), torn: every, stray: None });
             }
-            all.push(Survivors { atoms, torn: Vec::new() });
+            all.push(Survivors { atoms, torn: Vec::new(), stray: None });
+        }
+        let atoms: Vec<usize> = (0..count).collect();
+        for atom in 0..count {
+            let strayed = self.strays(atom).into_iter().map(|to| Some((atom, to)));
+            all.extend(strayed.map(|stray| Survivors {
+                atoms: atoms.clone(),
+                torn: Vec::new(),
+                stray,
+            }));
         }
         all
     }
 
-    fn tears(&self, atom: usize) -> Vec<Tear> {
+    fn tears(&self, atom: usize) -> &'static [Tear] {
         match &self.atoms[atom].change {
-            Change::Write(_, _, part) if part.len() <= 512 => Vec::new(),
-            Change::Write(offset, ..) if *offset < self.metadata_end => {
-                vec![Tear::Old, Tear::Garbage]
+            Change::Write(offset, _, part) => {
+                self.device.tears(part.len(), *offset < self.metadata_end)
             }
-            Change::Write(..) => vec![Tear::Old],
+            _ => &[],
+        }
+    }
+
+    fn strays(&self, atom: usize) -> Vec<u64> {
+        let Atom { disk, change } = &self.atoms[atom];
+        match change {
+            Change::Write(offset, ..) => {
+                self.device.strays(*offset, self.window.durable[*disk].len())
+            }
             _ => Vec::new(),
         }
     }
@@ -149,7 +162,9 @@ impl<'a> Atoms<'a> {
                 Change::Punch(range) => medium.zero(range.clone()),
                 Change::Write(offset, bytes, part) => {
                     let torn = survivors.torn.iter().find(|(torn, _)| *torn == number).copied();
-                    write(medium, *offset, &bytes[part.clone()], part.start, torn);
+                    let stray = survivors.stray.filter(|(stray, _)| *stray == number);
+                    let at = stray.map_or(*offset, |(_, to)| to) + part.start as u64;
+                    write(medium, at, &bytes[part.clone()], torn);
                 }
             }
         }
@@ -189,23 +204,25 @@ impl<'a> Atoms<'a> {
     }
 }
 
-fn write(
-    medium: &mut Medium,
-    offset: u64,
-    bytes: &[u8],
-    start: usize,
-    torn: Option<(usize, Tear)>,
-) {
-    let at = offset + start as u64;
-    match torn {
-        None => medium.write(at, bytes),
-        Some((number, tear)) => {
-            medium.write(at, &bytes[..512]);
-            if tear == Tear::Garbage {
-                let garbage: Vec<u8> =
-                    (512..bytes.len()).map(|i| (i * 31 + number * 7 + 13) as u8 | 1).collect();
-                medium.write(at + 512, &garbage);
-            }
+fn write(medium: &mut Medium, at: u64, bytes: &[u8], torn: Option<(usize, Tear)>) {
+    let Some((number, tear)) = torn else { return medium.write(at, bytes) };
+    let (first, rest) = bytes.split_at(bytes.len().min(512));
+    let behind = at + first.len() as u64;
+    let noise = |length| (0..length).map(move |i| (i * 31 + number * 7 + 13) as u8 | 1);
+    match tear {
+        Tear::FirstNew => medium.write(at, first),
+        Tear::FirstOld => medium.write(behind, rest),
+        Tear::RestGarbage => {
+            medium.write(at, first);
+            medium.write(behind, &noise(rest.len()).collect::<Vec<u8>>());
+        }
+        Tear::FirstGarbage => {
+            medium.write(at, &noise(first.len()).collect::<Vec<u8>>());
+            medium.write(behind, rest);
+        }
+        Tear::GuestGarbage => {
+            medium.write(at, &garbage()[..first.len()]);
+            medium.write(behind, rest);
         }
     }
 }

@@ -32,6 +32,8 @@ enum Kind {
 enum Fault {
     /// This call fails, the next one of its kind does not.
     Once,
+    /// This call fails; if it was a write, half of it was carried out, or all of a single sector.
+    Short,
     /// From here on there is no space: writes and extensions fail.
     Full,
 }
@@ -49,7 +51,7 @@ impl Faulty {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let takes_space = !matches!(kind, Kind::Read | Kind::Sync);
         let fails = match self.fault {
-            Fault::Once => number == self.at,
+            Fault::Once | Fault::Short => number == self.at,
             Fault::Full => number >= self.at && takes_space,
         };
         if !fails {
@@ -57,7 +59,7 @@ impl Faulty {
         }
         self.failed.lock().unwrap().get_or_insert(kind);
         Err(match self.fault {
-            Fault::Once => io::Error::other("injected"),
+            Fault::Once | Fault::Short => io::Error::other("injected"),
             Fault::Full => io::ErrorKind::StorageFull.into(),
         })
     }
@@ -69,12 +71,17 @@ impl Storage for Faulty {
         self.disk.read_at(offset, buf)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.call(match offset {
+        let called = self.call(match offset {
             0x1_0000..0x3_0000 => Kind::Header,
             0x10_0000..0x20_0000 => Kind::Log,
             0..0x40_0000 => Kind::InPlace,
             _ => Kind::Payload,
-        })?;
+        });
+        if called.is_err() && self.fault == Fault::Short {
+            let half = (buf.len() / 2).next_multiple_of(SECTOR as usize).min(buf.len());
+            self.disk.write_at(offset, &buf[..half])?;
+        }
+        called?;
         self.disk.write_at(offset, buf)
     }
     fn sync(&self) -> io::Result<()> {
@@ -120,8 +127,9 @@ impl Guest {
         self.model.put(offset..offset + SECTOR, version);
         let done = self.image.write_at(offset, &stamp(offset, version));
         if done.is_err() {
-            // What fails here has not written anything of this one sector.
             self.model = before;
+            // It may have reached the disk all the same: what the image shows now is what counts.
+            self.model.may_have_put(&self.image, offset, version);
         }
         done
     }
@@ -239,7 +247,7 @@ fn run(start: &SimDisk, at: usize, fault: Fault) -> bool {
                         assert_eq!(next, Some(ErrorKind::Poisoned), "{}", what(&error.to_string()));
                     }
                     Kind::Payload | Kind::Length
-                        if fault == Fault::Once
+                        if fault != Fault::Full
                             && !closing
                             && !error.to_string().contains("metadata") =>
                     {
@@ -273,7 +281,7 @@ fn run(start: &SimDisk, at: usize, fault: Fault) -> bool {
 #[test]
 fn a_fault_at_any_call_loses_nothing_that_was_acknowledged() {
     let start = dirty();
-    for fault in [Fault::Once, Fault::Full] {
+    for fault in [Fault::Once, Fault::Short, Fault::Full] {
         let mut sites = 0;
         while run(&start, sites, fault) {
             sites += 1;

@@ -157,7 +157,7 @@ fn verify(image: &Path, allowed: &mut Allowed, report: &mut Report) -> Result<()
         cells: allowed.iter().map(|(at, versions)| (*at, versions.clone())).collect(),
     };
     let opened = Image::open(image).map_err(|e| e.to_string())?;
-    let seen = judge(&opened, &expected)?;
+    let seen = judge(&opened, &expected).map_err(|e| e.to_string())?;
     let dirty = opened.log().state() == LogState::Dirty;
     drop(opened);
     let findings = check_file(image, false, &mut ()).map_err(|e| e.to_string())?;
