@@ -136,9 +136,10 @@ impl Class {
             }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];
-                let operations = sequence(&workload::at_the_end_of_an_epoch(), index / 2, 4)?;
-                // 126 entries of two sectors fill a log of 256 sectors.
-                Some(Workload { start, commits: 123 + index / 2 % 4, operations })
+                // 126 entries of two sectors fill a log of 256 sectors. Each operation meets each of them.
+                let (commits, index) = (123 + index / 2 % 4, index / 8);
+                let operations = sequence(&workload::at_the_end_of_an_epoch(), index, 4)?;
+                Some(Workload { start, commits, operations })
             }
             Self::Long => {
                 let starts = [Start::Recycled, Start::Fresh, Start::Border, Start::Fixed];
