@@ -130,14 +130,16 @@ impl Guest {
         self.model.require_newest(self.image())
     }
 
-    /// One commit after another, nothing recorded.
+    /// One commit after another, nothing recorded. The first gives a block a place that it keeps: a mapping
+    /// that is lost shows.
     fn fill_log(&mut self, commits: usize) -> Result<(), String> {
         self.quiet = true;
         let block = self.start.blocks()[2];
         for commit in 0..commits {
-            let change = match commit % 2 {
+            let change = match commit {
                 0 => Operation::Part(block),
-                _ => Operation::Discard(block),
+                odd if odd % 2 == 1 => Operation::Part(block + 1),
+                _ => Operation::Discard(block + 1),
             };
             self.step(0, change)?;
             self.step(0, Operation::Flush)?;
