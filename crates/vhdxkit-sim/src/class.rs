@@ -43,11 +43,13 @@ pub enum Class {
     ChildCreate,
     /// Merging a child into its parent, after up to four operations on it.
     Merge,
+    /// Changes of metadata items, of a child's way to its parent among them.
+    Items,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
@@ -64,6 +66,7 @@ impl Class {
         Self::ChildLong,
         Self::ChildCreate,
         Self::Merge,
+        Self::Items,
     ];
 
     /// For the table.
@@ -86,6 +89,7 @@ impl Class {
             Self::ChildLong => "child, several epochs of the log",
             Self::ChildCreate => "create a child",
             Self::Merge => "merge a child, two files",
+            Self::Items => "metadata items: relink, identity",
         }
     }
 
@@ -128,11 +132,17 @@ impl Class {
             Self::Merge => {
                 let starts = [Start::Child, Start::ChildResize, Start::ChildRecycled];
                 let start = starts[index % 3];
-                let alphabet = match start {
+                let mut alphabet = match start {
                     Start::ChildResize => workload::resizes(start),
                     _ => workload::alphabet(start),
                 };
+                // The parent becomes this disk, items and all.
+                alphabet.extend([Operation::DiskId, Operation::PhysicalSectorSize]);
                 Some(flushed(start, &alphabet, index / 3))
+            }
+            Self::Items => {
+                let start = [Start::Child, Start::ChildRecycled, Start::Fresh][index % 3];
+                Some(flushed(start, &workload::items(start), index / 3))
             }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use vhdxkit::format::Guid;
 use vhdxkit::{Extent, Image, OpenOptions, Shrink};
 
 use crate::disk::{Moment, SimDisk, Window};
 use crate::medium::Medium;
-use crate::model::{Expectation, Model, SECTOR, stamp};
+use crate::model::{Expectation, Model, Properties, SECTOR, stamp};
 use crate::start::{Below, MIB, Scene, Start};
 use crate::workload::{Half, Operation, Workload};
 
@@ -125,6 +126,9 @@ impl Guest {
             Operation::KillInSync(block, syncs) => self.kill_in_sync(number, block, syncs),
             Operation::Resize(size) => self.resize(number, size),
             Operation::Refill(size) => self.refill(number, size),
+            Operation::DiskId => self.set_disk_id(number),
+            Operation::PhysicalSectorSize => self.set_physical_sector_size(number),
+            Operation::Relink(length) => self.relink(number, length),
         };
         ran?;
         self.model.require_newest(self.image())
@@ -169,6 +173,55 @@ impl Guest {
             let bytes: Vec<u8> = sectors.flat_map(|at| stamp(at, version)).collect();
             self.image().write_at(offset, &bytes).map_err(|e| e.to_string())?;
         }
+        Ok(())
+    }
+
+    /// What the image is being made to say, with something changed.
+    fn describe(&mut self, change: impl FnOnce(&mut Properties)) -> Result<(), String> {
+        let mut properties = self.model.properties().ok_or("nobody watches it")?.clone();
+        change(&mut properties);
+        self.model.describe(properties);
+        Ok(())
+    }
+
+    fn set_disk_id(&mut self, number: usize) -> Result<(), String> {
+        let id = format!("00000000-0000-0000-0000-{:012x}", self.model.next_version());
+        let id: Guid = id.parse().map_err(|_| "no GUID")?;
+        self.describe(|properties| properties.disk_id = id)?;
+        self.begin(number);
+        self.changeable()?.set_disk_id(id).map_err(|e| e.to_string())?;
+        self.all_is_durable(number)
+    }
+
+    fn set_physical_sector_size(&mut self, number: usize) -> Result<(), String> {
+        let size = 4096 + 512 - self.image().geometry().physical_sector_size();
+        self.describe(|properties| properties.physical_sector_size = size)?;
+        self.begin(number);
+        self.changeable()?.set_physical_sector_size(size).map_err(|e| e.to_string())?;
+        self.all_is_durable(number)
+    }
+
+    /// The image is dropped as it is: what it has logged is replayed by who changes the link.
+    fn relink(&mut self, number: usize, length: usize) -> Result<(), String> {
+        self.reopen(number, false)?;
+        self.image = None;
+        let way = format!("{:0>length$}", self.model.next_version());
+        self.describe(|properties| properties.relative_path = Some(way.clone()))?;
+        self.begin(number);
+        let (disk, seed) = (self.disk.clone(), self.opened * 1_000_033);
+        self.below.relink(disk, way, seed).map_err(|e| e.to_string())?;
+        self.all_is_durable(number)?;
+        self.open()
+    }
+
+    fn changeable(&mut self) -> Result<&mut Image, String> {
+        let image = self.image.as_mut().and_then(Arc::get_mut);
+        image.ok_or_else(|| "somebody else uses the image".to_owned())
+    }
+
+    fn all_is_durable(&mut self, number: usize) -> Result<(), String> {
+        self.model.acknowledge();
+        self.begin(number);
         Ok(())
     }
 

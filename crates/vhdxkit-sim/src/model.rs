@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vhdxkit::Image;
+use vhdxkit::format::Guid;
 
 use crate::complaint::Complaint;
 
@@ -26,6 +27,32 @@ pub struct Expectation {
     pub sizes: Vec<u64>,
     /// By offset on the disk; the last one is the newest. Zero stands for zeros.
     pub cells: Vec<(u64, Vec<u64>)>,
+    /// Any of these; whatever they are, when there are none.
+    pub properties: Vec<Properties>,
+}
+
+/// What an image says of itself, in items of its metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Properties {
+    /// The disk's identity towards its guest.
+    pub disk_id: Guid,
+    /// In bytes.
+    pub physical_sector_size: u32,
+    /// Where the parent is, for a child.
+    pub relative_path: Option<String>,
+}
+
+impl Properties {
+    /// What an image says.
+    #[must_use]
+    pub fn of(image: &Image) -> Self {
+        let path = image.parent_locator().and_then(|locator| locator.get("relative_path"));
+        Self {
+            disk_id: image.geometry().disk_id(),
+            physical_sector_size: image.geometry().physical_sector_size(),
+            relative_path: path.map(str::to_owned),
+        }
+    }
 }
 
 /// A cell's 512 bytes after write number `version`.
@@ -93,6 +120,7 @@ pub struct Model {
     size: u64,
     sizes: Vec<u64>,
     cells: BTreeMap<u64, Vec<u64>>,
+    properties: Vec<Properties>,
     version: u64,
 }
 
@@ -101,13 +129,29 @@ impl Model {
     #[must_use]
     pub fn new(size: u64, cells: impl IntoIterator<Item = u64>) -> Self {
         let cells = cells.into_iter().map(|offset| (offset, vec![ZERO])).collect();
-        Self { size, sizes: vec![size], cells, version: 0 }
+        Self { size, sizes: vec![size], cells, properties: Vec::new(), version: 0 }
     }
 
     /// Bytes of the disk.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What the image says of itself; `None` where that is not watched.
+    #[must_use]
+    pub fn properties(&self) -> Option<&Properties> {
+        self.properties.last()
+    }
+
+    /// The image is being made to say something else of itself.
+    pub fn describe(&mut self, properties: Properties) {
+        self.properties.push(properties);
+    }
+
+    /// What the image says of itself is not watched any more.
+    pub fn forget_properties(&mut self) {
+        self.properties.clear();
     }
 
     /// The next write's number.
@@ -162,6 +206,7 @@ impl Model {
         for allowed in self.cells.values_mut() {
             allowed.drain(..allowed.len() - 1);
         }
+        self.properties.drain(..self.properties.len().saturating_sub(1));
         self.sizes = vec![self.size];
     }
 
@@ -217,7 +262,11 @@ impl Model {
     #[must_use]
     pub fn expectation(&self) -> Arc<Expectation> {
         let cells = self.cells.iter().map(|(offset, allowed)| (*offset, allowed.clone()));
-        Arc::new(Expectation { sizes: self.sizes.clone(), cells: cells.collect() })
+        Arc::new(Expectation {
+            sizes: self.sizes.clone(),
+            cells: cells.collect(),
+            properties: self.properties.clone(),
+        })
     }
 
     /// Reads every cell of a living image: it must hold the newest write.
@@ -231,18 +280,28 @@ impl Model {
                 return Err(format!("{offset:#x} shows write {found}, not {:?}", allowed.last()));
             }
         }
-        Ok(())
+        match self.properties() {
+            Some(properties) if *properties != Properties::of(image) => {
+                Err(format!("it says {:?}, not {properties:?}", Properties::of(image)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// The contents of the cells as an image shows them, each judged.
 ///
 /// # Errors
-/// What is wrong: another size, a cell that cannot be read, or one that shows what it must not.
+/// What is wrong: another size, other items, a cell that cannot be read, or one that shows what it must not.
 pub fn judge(image: &Image, expected: &Expectation) -> Result<Vec<u64>, Complaint> {
     let size = image.virtual_size();
     if !expected.sizes.contains(&size) {
         let text = format!("the disk has {size} bytes, expected one of {:?}", expected.sizes);
+        return Err(Complaint::Older(text));
+    }
+    let says = Properties::of(image);
+    if !expected.properties.is_empty() && !expected.properties.contains(&says) {
+        let text = format!("it says {says:?}, expected one of {:?}", expected.properties);
         return Err(Complaint::Older(text));
     }
     let mut seen = vec![size];

@@ -7,12 +7,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use vhdxkit::ops::relink::relink_storage;
 use vhdxkit::storage::Storage;
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 
 use crate::disk::SimDisk;
 use crate::medium::Medium;
-use crate::model::{Model, SECTOR, foreign, stamp};
+use crate::model::{Model, Properties, SECTOR, foreign, stamp};
 
 /// Bytes.
 pub const MIB: u64 = 1 << 20;
@@ -81,6 +82,15 @@ impl Below {
             Some(parent) => options.open_child(file, read_only(parent)?),
         }
     }
+
+    /// Tells a child another way to it.
+    ///
+    /// # Errors
+    /// As [`relink_storage`].
+    pub fn relink(&self, child: Arc<dyn Storage>, way: String, seed: u64) -> vhdxkit::Result<()> {
+        let parent = read_only(self.0.as_ref().expect("it is a parent"))?;
+        relink_storage(child, &parent, Some(way), false, Some(seed)).map(|_| ())
+    }
 }
 
 fn read_only(disk: &Arc<SimDisk>) -> vhdxkit::Result<Image> {
@@ -105,6 +115,7 @@ impl Scene {
     #[must_use]
     pub fn another_child(&self, size: u64) -> (CreateOptions, Model) {
         let mut model = self.model.clone();
+        model.forget_properties();
         model.resize(size);
         model.resized();
         (self.below.child().virtual_size_of(size), model)
@@ -214,6 +225,9 @@ impl Start {
         if self.is_recycled() {
             leave_foreign_bytes(&disk);
         }
+        let image = below.open(&OpenOptions::new(), disk.clone()).expect("it can be opened");
+        model.describe(Properties::of(&image));
+        drop(image);
         Scene { start: self, medium: disk.view(), below, model }
     }
 

@@ -58,6 +58,12 @@ pub enum Operation {
     KillInSync(u64, u64),
     /// Another size, in bytes. What is cut off may be anything.
     Resize(u64),
+    /// The disk gets another identity towards its guest.
+    DiskId,
+    /// The guest is told another sector size of the medium.
+    PhysicalSectorSize,
+    /// The image is left as it is, and the child told another way to its parent, of so many characters.
+    Relink(usize),
     /// A smaller size, in bytes, and whole blocks written: what was behind the end is used again.
     Refill(u64),
 }
@@ -130,6 +136,20 @@ pub fn resizes(start: Start) -> Vec<Operation> {
             resizes.chain(behind).collect()
         }
     }
+}
+
+/// Those of workloads with changes of metadata items.
+#[must_use]
+pub fn items(start: Start) -> Vec<Operation> {
+    use Operation::*;
+    let [a, b, _] = start.blocks();
+    let mut operations = vec![DiskId, PhysicalSectorSize];
+    if start.is_child() {
+        // One of another length moves the item.
+        operations.extend([Relink(9), Relink(10), Relink(200)]);
+    }
+    operations.extend([Store(a), Part(b), Discard(a), Close, Kill, KillInSync(a, 1)]);
+    operations
 }
 
 /// Those of workloads that begin with an almost full log.

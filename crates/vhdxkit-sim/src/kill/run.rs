@@ -155,6 +155,7 @@ fn verify(image: &Path, allowed: &mut Allowed, report: &mut Report) -> Result<()
     let expected = Expectation {
         sizes: vec![DISK],
         cells: allowed.iter().map(|(at, versions)| (*at, versions.clone())).collect(),
+        properties: Vec::new(),
     };
     let opened = Image::open(image).map_err(|e| e.to_string())?;
     let seen = judge(&opened, &expected).map_err(|e| e.to_string())?;

@@ -8,8 +8,8 @@ use same_file::is_same_file;
 use crate::chain::{OpenOptions, ParentPolicy, judge};
 use crate::format::GuidSource;
 use crate::image::{open_layer_for_writing, parent_paths};
-use crate::storage::{FileStorage, OpenMode};
-use crate::view::locator::ParentLocator;
+use crate::storage::{FileStorage, OpenMode, Storage};
+use crate::view::locator::{ParentLocator, ParentPaths};
 use crate::{Error, Image, Result};
 
 /// What a change of parent did.
@@ -39,23 +39,55 @@ pub fn relink(child: &Path, parent: &Path, ignore_id: bool) -> Result<RelinkRepo
     }
     require_no_circle(child, parent)?;
     let below = OpenOptions::new().open(parent)?;
-    judge(&alone, &below, ignore_id).map_err(Error::parent_unfit).map_err(named)?;
-    let identity = below.headers().current().data_write_guid;
-    let known = judge(&alone, &below, false).is_ok();
-    let paths = parent_paths(child, parent).map_err(named)?;
-    let locator = ParentLocator::new(identity, None, &paths);
-    let report =
-        RelinkReport { changed: alone.parent_locator() != Some(&locator), other_identity: !known };
+    let paths = || parent_paths(child, parent);
+    let (locator, report) = link(&alone, &below, paths, ignore_id).map_err(named)?;
     drop(alone);
     if report.changed {
-        write(child, &locator).map_err(named)?;
+        let file = FileStorage::open(child, OpenMode::ReadWrite)?;
+        write(Arc::new(file), &locator, None).map_err(named)?;
     }
     Ok(report)
 }
 
-fn write(child: &Path, locator: &ParentLocator) -> Result<()> {
-    let file = FileStorage::open(child, OpenMode::ReadWrite)?;
-    let mut image: Image = open_layer_for_writing(Arc::new(file), GuidSource::from_seed(None))?;
+/// [`relink`] for a child on any medium. `relative` is the way to its parent, as `relative_path` has it,
+/// with `\\` between the names. With a seed the same child becomes the same bytes.
+///
+/// # Errors
+/// As `relink`, but that nobody asks whether the parent is one of the child's children.
+pub fn relink_storage(
+    child: Arc<dyn Storage>,
+    parent: &Image,
+    relative: Option<String>,
+    ignore_id: bool,
+    seed: Option<u64>,
+) -> Result<RelinkReport> {
+    let alone = OpenOptions::new().open_storage(child.clone())?;
+    let paths = || Ok(ParentPaths { relative, ..ParentPaths::default() });
+    let (locator, report) = link(&alone, parent, paths, ignore_id)?;
+    drop(alone);
+    if report.changed {
+        write(child, &locator, seed)?;
+    }
+    Ok(report)
+}
+
+/// The locator that a child of that parent should have.
+fn link(
+    child: &Image,
+    parent: &Image,
+    paths: impl FnOnce() -> Result<ParentPaths>,
+    ignore_id: bool,
+) -> Result<(ParentLocator, RelinkReport)> {
+    judge(child, parent, ignore_id).map_err(Error::parent_unfit)?;
+    let other_identity = judge(child, parent, false).is_err();
+    let identity = parent.headers().current().data_write_guid;
+    let locator = ParentLocator::new(identity, None, &paths()?);
+    let changed = child.parent_locator() != Some(&locator);
+    Ok((locator, RelinkReport { changed, other_identity }))
+}
+
+fn write(child: Arc<dyn Storage>, locator: &ParentLocator, seed: Option<u64>) -> Result<()> {
+    let mut image = open_layer_for_writing(child, GuidSource::from_seed(seed))?;
     image.set_parent_locator(locator)?;
     image.close()
 }
