@@ -290,6 +290,8 @@ defects! {
         "the parent locator cannot be read: {why}";
     LocatorKey { at: u64, key: &'static str, why: &'static str } => "V24", Error, "parent locator", Some(*at), None,
         "parent locator, {key}: {why}";
+    LocatorNoPath { at: u64 } => "V24", Warning, "parent locator", Some(*at), Some("say where the parent is (`vhdx relink`)"),
+        "no path in the parent locator says where the parent is";
     ParentUnusable { why: String } => "V33", Error, "parent locator", None, Some("name the right parent (`vhdx relink`)"),
         "the disk cannot be read as a whole: {why}";
     ParentPathStale { found: String } => "W-PARENTPATH", Warning, "parent locator", None, Some("correct the path (`vhdx relink`)"),

@@ -137,8 +137,8 @@ pub(crate) enum Repr {
     Io { action: &'static str, offset: Option<u64>, cause: io::Error },
     #[error("the image is in use by {}", name_holders(.holders))]
     Locked { holders: Vec<Holder> },
-    #[error("the disk is a child: {what} needs its parent, which is not open")]
-    ParentNeeded { what: &'static str },
+    #[error("the disk is a child: {what} needs its parent, which is not open{}", wanted(.expected))]
+    ParentNeeded { what: &'static str, expected: Vec<Guid> },
     #[error("{0}")]
     Parent(ParentProblem),
     #[error("bytes {} to {} reach beyond the end of the disk at {size}", .range.start, .range.end)]
@@ -170,6 +170,15 @@ fn place(defect: &Defect) -> String {
 
 fn at_offset(offset: Option<u64>) -> String {
     offset.map(|offset| format!(" at file offset {offset} ({offset:#x})")).unwrap_or_default()
+}
+
+/// Whom a child names.
+fn wanted(identities: &[Guid]) -> String {
+    let texts: Vec<String> = identities.iter().map(Guid::to_string).collect();
+    match texts.is_empty() {
+        true => String::new(),
+        false => format!(": the disk with the DataWriteGuid {}", texts.join(" or ")),
+    }
 }
 
 fn name_holders(holders: &[Holder]) -> String {
@@ -204,8 +213,9 @@ impl Error {
         Self::new(Repr::Limit(message.into()))
     }
 
-    pub(crate) fn parent_needed(what: &'static str) -> Self {
-        Self::new(Repr::ParentNeeded { what })
+    /// A child was opened without its parent, the disk with one of these identities.
+    pub(crate) fn parent_needed(what: &'static str, expected: Vec<Guid>) -> Self {
+        Self::new(Repr::ParentNeeded { what, expected })
     }
 
     /// A parent that was given does not fit.

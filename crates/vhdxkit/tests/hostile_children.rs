@@ -653,12 +653,17 @@ fn a_parent_in_a_writers_hands_is_refused_and_the_writer_is_named() {
 
 /// A child says where its parent is, or it is damaged: the format wants a path, and a locator.
 #[test]
-fn a_child_without_a_locator_or_a_path_is_damaged() {
+fn a_child_without_a_path_names_no_place_and_one_without_a_locator_is_damaged() {
     let world = World::new();
     world.parent("home/parent.vhdx");
     let guid = format!("{{{WANTED}}}");
     child_with(encode(&[("parent_linkage", &guid)]).unwrap()).build_file(&world.child());
-    try_policies(&world, &damaged(), &damaged());
+    let nowhere = || Expected { outcome: Outcome::NoParent(Vec::new()), opened: Vec::new() };
+    // Having looked nowhere it looks around, to name what it finds.
+    let around = Expected { opened: vec!["home/", "home/parent.vhdx"], ..nowhere() };
+    try_policies(&world, &around, &nowhere());
+    let named = OpenOptions::new().parent(world.at("home/parent.vhdx")).open(world.child());
+    assert_eq!(named.unwrap().parent().unwrap().headers().current().data_write_guid, WANTED);
     let flags = U32::new(HAS_PARENT);
     let parameters = FileParameters { block_size: U32::new(1 << 20), flags };
     let items = Item::mandatory(parameters, 4 * MIB, 512, 4096, Guid::from_u128(9));

@@ -171,7 +171,7 @@ impl OpenOptions {
     /// A child is not written without its parent at hand.
     fn require_parent(&self, image: Image) -> Result<Image> {
         if self.write && image.geometry().is_differencing() && image.parent().is_none() {
-            return Err(Error::parent_needed("writing to a child"));
+            return Err(image.parent_needed("writing to a child"));
         }
         Ok(image)
     }

@@ -15,7 +15,7 @@ use crate::view::locator::ParentLocator;
 use crate::{Error, ErrorKind, Image, Result};
 
 use super::policy::{ParentPolicy, Parents, Reading};
-use super::search::{identity, images_in, parents_of};
+use super::search::{identity, images_in};
 use super::{beneath, place};
 
 /// Opens the parents of an image as the caller says, and gives the image with its chain.
@@ -51,7 +51,7 @@ pub(super) fn attach(parents: &Parents, reading: Reading, child: Image) -> Resul
 
 /// Refuses a parent that this child cannot be read over.
 pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<(), String> {
-    let (mine, found) = (parents_of(child), identity(parent));
+    let (mine, found) = (child.wanted_parents(), identity(parent));
     if !ignore_id && !mine.contains(&found) {
         return Err(format!(
             "it is not the disk that the child was made from, or was written to since (its DataWriteGuid is {found})"
@@ -111,12 +111,16 @@ impl Finder<'_> {
             }
         };
         places.dedup();
+        let what = match places.is_empty() {
+            true => "nothing says where its parent is",
+            false => "its parent was not found",
+        };
         for path in places {
             if let Some(parent) = self.take(&path, open(&path))? {
                 return Ok(Some(parent));
             }
         }
-        Err(self.problem("its parent was not found"))
+        Err(self.problem(what))
     }
 
     /// Opens a candidate; `None`, and a note of why, when it is not the parent.
@@ -160,7 +164,7 @@ impl Finder<'_> {
     }
 
     fn problem(&mut self, what: impl Into<String>) -> Error {
-        let expected = parents_of(self.child);
+        let expected = self.child.wanted_parents();
         let found = match (&self.parents.policy, self.child.path()) {
             (ParentPolicy::Follow, Some(child)) => self.search(child, &expected),
             _ => Vec::new(),

@@ -62,18 +62,10 @@ fn look_at(path: PathBuf) -> Option<FoundImage> {
     let file = FileStorage::open(&path, OpenMode::ReadOnly { force_share: true }).ok()?;
     let image = open_layer(Arc::new(file), DirtyLog::MayBeInvalid).ok()?;
     let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);
-    Some(FoundImage { path, data_write_guid: identity(&image), parents: parents_of(&image) })
+    Some(FoundImage { path, data_write_guid: identity(&image), parents: image.wanted_parents() })
 }
 
 /// What children of an image name it by.
 pub(super) fn identity(image: &Image) -> Guid {
     image.headers().current().data_write_guid
-}
-
-/// The identities that a child accepts as its parent's.
-pub(super) fn parents_of(image: &Image) -> Vec<Guid> {
-    let locator = image.parent_locator().filter(|_| image.geometry().is_differencing());
-    locator.map_or_else(Vec::new, |locator| {
-        locator.linkage().into_iter().chain(locator.linkage2()).collect()
-    })
 }

@@ -16,8 +16,8 @@ mod write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::Result;
 use crate::findings::Findings;
+use crate::format::Guid;
 use crate::format::metadata::Item;
 use crate::log::Log;
 use crate::map::{Bat, Bitmap, Bitmaps, EntryRules, Pin};
@@ -27,6 +27,7 @@ use crate::view::headers::HeaderPair;
 use crate::view::locator::ParentLocator;
 use crate::view::metadata::{MetadataItem, MetadataTable};
 use crate::view::regions::RegionMap;
+use crate::{Error, Result};
 
 pub use create::CreateOptions;
 pub use cursor::Cursor;
@@ -145,6 +146,23 @@ impl Image {
     #[must_use]
     pub fn parent_locator(&self) -> Option<&ParentLocator> {
         self.locator.as_ref()
+    }
+
+    /// The identities that a child accepts as its parent's; none for other disks.
+    pub(crate) fn wanted_parents(&self) -> Vec<Guid> {
+        let locator = self.locator.as_ref().filter(|_| self.geometry.is_differencing());
+        locator.map_or_else(Vec::new, |locator| {
+            locator.linkage().into_iter().chain(locator.linkage2()).collect()
+        })
+    }
+
+    /// The error of whoever needs the parent of a child that was opened alone.
+    pub(crate) fn parent_needed(&self, what: &'static str) -> Error {
+        let error = Error::parent_needed(what, self.wanted_parents());
+        match self.path() {
+            Some(path) => error.in_file(path),
+            None => error,
+        }
     }
 
     /// The path that it was opened by; `None` for an image on a storage of the caller's.

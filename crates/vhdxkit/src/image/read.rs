@@ -82,7 +82,7 @@ impl Image {
     /// Reads from the parent. Where a child is larger than that there are zeros (MS-VHDX leaves it open).
     fn read_below(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let Some(parent) = &self.parent else {
-            return Err(Error::parent_needed("what is read here"));
+            return Err(self.parent_needed("what is read here"));
         };
         let there = parent.virtual_size().saturating_sub(at);
         let there = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());

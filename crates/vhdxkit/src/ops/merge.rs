@@ -179,7 +179,7 @@ impl Family {
                 .ok_or_else(|| Error::invalid("it is none of the child's parents").in_file(into))?,
         };
         let target = paths.get(number).cloned();
-        let target = target.ok_or_else(|| Error::parent_needed("merging").in_file(path))?;
+        let target = target.ok_or_else(|| chain.parent_needed("merging"))?;
         let identity = |layer: &&Image| layer.headers().current().data_write_guid;
         let mut family = Self {
             merged: paths.iter().take(number).cloned().collect(),

@@ -137,8 +137,8 @@ impl ParentLocator {
         }
         let paths = ["relative_path", "volume_path", "absolute_win32_path"];
         if paths.iter().all(|key| self.get(key).is_none()) {
-            let why = "no path to the parent at all";
-            findings.report(Defect::LocatorKey { at, key: "relative_path", why })?;
+            // Who opens it can still say where the parent is: its identity is known.
+            findings.report(Defect::LocatorNoPath { at })?;
         }
         Ok(())
     }

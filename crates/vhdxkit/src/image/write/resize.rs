@@ -117,7 +117,7 @@ impl Image {
         for extent in self.extents(range) {
             let extent = extent?;
             let Some(layer) = self.layer(extent.depth) else {
-                return Err(Error::parent_needed("cutting the disk off"));
+                return Err(self.parent_needed("cutting the disk off"));
             };
             let Some(place) = extent.file_offset else { continue };
             let end = place.saturating_add(extent.length);
