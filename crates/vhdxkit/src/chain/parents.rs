@@ -66,8 +66,6 @@ pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<()
     }
 }
 
-const NOT_FOLLOWED: &str = "not followed, since it is no file named .vhdx or .avhdx";
-
 /// Opens a place, if that is allowed.
 type Opener<'a> = &'a dyn Fn(&Path) -> io::Result<File>;
 
@@ -107,7 +105,7 @@ impl Finder<'_> {
             ParentPolicy::Follow => {
                 let folder = folder_of(child);
                 let beside = said.iter().map(|path| tidy(&folder.join(path)));
-                (beside.chain(place::absolute(locator)).collect(), &open_followed)
+                (beside.chain(place::absolute(locator)).collect(), &place::open_image)
             }
         };
         places.dedup();
@@ -244,28 +242,6 @@ impl<'a> Beneath<'a> {
 /// A path without needless `.` in it, for people to read.
 fn tidy(path: &Path) -> PathBuf {
     path.components().filter(|part| *part != std::path::Component::CurDir).collect()
-}
-
-/// Opens what a locator leads to: a regular file that is named like an image, by its real name.
-fn open_followed(path: &Path) -> io::Result<File> {
-    let real = path.canonicalize()?;
-    if !place::is_image_name(&real) || !real.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED));
-    }
-    let mut options = std::fs::OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use nix::fcntl::OFlag;
-        use std::os::unix::fs::OpenOptionsExt;
-        // The name may mean something else by now: no link is followed, and no pipe waited for.
-        options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
-    }
-    let file = options.open(&real)?;
-    match file.metadata()?.is_file() && path.canonicalize()? == real {
-        true => Ok(file),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED)),
-    }
 }
 
 /// Opens what the caller has named: any file or block device, but nothing that would make us wait.

@@ -1,6 +1,8 @@
-//! The paths of a parent locator: from the file's words to places here.
+//! The paths of a parent locator: from the file's words to places here, and to open files.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::view::locator::ParentLocator;
@@ -8,10 +10,34 @@ use crate::view::locator::ParentLocator;
 /// Names of images that may be followed.
 const EXTENSIONS: [&str; 2] = ["vhdx", "avhdx"];
 
+const NOT_FOLLOWED: &str = "not followed, since it is no file named .vhdx or .avhdx";
+
 /// Whether a file's name is that of an image.
 pub(crate) fn is_image_name(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|found| EXTENSIONS.iter().any(|known| found.eq_ignore_ascii_case(known)))
+}
+
+/// Opens what a locator leads to, or a search: a regular file that is named like an image, by its real name.
+pub(super) fn open_image(path: &Path) -> io::Result<File> {
+    let real = path.canonicalize()?;
+    if !is_image_name(&real) || !real.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED));
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use nix::fcntl::OFlag;
+        use std::os::unix::fs::OpenOptionsExt;
+        // The name may mean something else by now: no link is followed, and no pipe waited for.
+        options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    }
+    let file = options.open(&real)?;
+    match file.metadata()?.is_file() && path.canonicalize()? == real {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED)),
+    }
 }
 
 /// The `relative_path` as a path of this system, not yet joined to the child's folder. `None` when it is
