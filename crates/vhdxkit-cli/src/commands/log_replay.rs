@@ -1,13 +1,10 @@
 //! `vhdx log replay`.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use vhdxkit::Image;
-use vhdxkit::defect::Defect;
-use vhdxkit::log::{ReplayReport, replay_in_place};
+use vhdxkit::log::{PendingReplay, ReplayReport};
 use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 
 use super::Context;
@@ -18,13 +15,17 @@ use crate::console::{count, print_json, size};
 pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
     let path = args.image.display().to_string();
     let named = || format!("cannot replay the log of {path}");
-    if !args.force {
-        refuse_to_lose_entries(&args.image)?;
-    }
     let file = FileStorage::open(&args.image, OpenMode::ReadWrite).with_context(named)?;
     let length = file.len()?;
     let tracking = warn_of_change_tracking(&args.image);
-    let report = replay_in_place(&file).with_context(named)?;
+    let pending = PendingReplay::read(&file).with_context(named)?;
+    // A damaged entry in the middle of the log is no crash: what comes after it may be had otherwise.
+    if let Some(finding) = pending.log().unreachable_entries().filter(|_| !args.force) {
+        bail!(
+            "{finding}; replay a copy, or take a backup first (--force replays what can be replayed)"
+        );
+    }
+    let report = pending.carry_out(&file).with_context(named)?;
     if context.json {
         let done = report.unwrap_or(ReplayReport {
             bytes_before: length,
@@ -64,17 +65,4 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A damaged entry in the middle of the log is no crash: what comes after it may be had by other means.
-fn refuse_to_lose_entries(path: &Path) -> anyhow::Result<()> {
-    // What keeps the image from being opened is told by the replay.
-    let Ok(image) = Image::open(path) else { return Ok(()) };
-    let lost = image.findings().list().iter();
-    match lost.into_iter().find(|finding| matches!(finding, Defect::UnreachableEntries { .. })) {
-        Some(finding) => bail!(
-            "{finding}; replay a copy, or take a backup first (--force replays what can be replayed)"
-        ),
-        None => Ok(()),
-    }
 }

@@ -9,7 +9,7 @@ use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::GuidSource;
 use crate::format::metadata::PARENT_LOCATOR;
-use crate::log::{EntryStatus, Log, LogState};
+use crate::log::{Log, LogState};
 use crate::map::{Bat, Bitmaps, EntryRules};
 use crate::storage::{Storage, StorageExt};
 use crate::view::geometry::Geometry;
@@ -97,25 +97,11 @@ fn note_dirty(log: &Log, findings: &mut Findings) -> Result<()> {
             last: last.sequence,
             entries: u64::try_from(active.entries().len()).unwrap_or(u64::MAX),
         })?;
-        // No crash leaves that behind a writer which syncs each entry before the next one.
-        let newer = log.entries().iter().filter(|entry| {
-            entry.status == EntryStatus::Superseded
-                && entry.info.log_guid == log.guid()
-                && entry.info.sequence > last.sequence
-        });
-        let newer: Vec<_> = newer.map(|entry| &entry.info).collect();
-        let oldest = newer.iter().min_by_key(|entry| entry.sequence);
-        let newest = newer.iter().max_by_key(|entry| entry.sequence);
-        if let Some((oldest, newest)) = oldest.zip(newest) {
-            findings.report(Defect::UnreachableEntries {
-                at: place.offset.saturating_add(u64::from(oldest.log_offset)),
-                head: last.sequence,
-                first: oldest.sequence,
-                last: newest.sequence,
-            })?;
-        }
     }
-    Ok(())
+    match log.unreachable_entries() {
+        Some(defect) => findings.report(defect),
+        None => Ok(()),
+    }
 }
 
 /// What lies behind the log, judged; `None` where a check found too little to go on.

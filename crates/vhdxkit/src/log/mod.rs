@@ -260,6 +260,28 @@ impl Log {
         Ok(bytes)
     }
 
+    /// Whole entries, newer than what a replay carries out, that cannot be reached because one before them
+    /// is damaged ([`Defect::UnreachableEntries`]). No crash leaves that behind a writer which syncs each
+    /// entry before the next one.
+    #[must_use]
+    pub fn unreachable_entries(&self) -> Option<Defect> {
+        let head = self.active.as_ref()?.head()?.sequence;
+        let newer = self.entries.iter().filter(|entry| {
+            entry.status == EntryStatus::Superseded
+                && entry.info.log_guid == self.guid
+                && entry.info.sequence > head
+        });
+        let newer: Vec<_> = newer.map(|entry| &entry.info).collect();
+        let oldest = newer.iter().min_by_key(|entry| entry.sequence)?;
+        let newest = newer.iter().max_by_key(|entry| entry.sequence)?;
+        Some(Defect::UnreachableEntries {
+            at: self.place?.offset.saturating_add(u64::from(oldest.log_offset)),
+            head,
+            first: oldest.sequence,
+            last: newest.sequence,
+        })
+    }
+
     /// The defect of a header that names a log without an active sequence.
     pub(crate) fn no_active_sequence(&self) -> Defect {
         let torn = self.entries.iter().filter(|e| e.status == EntryStatus::Torn).count();
@@ -329,8 +351,39 @@ impl Log {
 /// As [`Log::read`]; the log is invalid; the file was cut off; somebody else writes the file;
 /// writing fails. After an error the file can still be replayed.
 pub fn replay_in_place(storage: &dyn Storage) -> Result<Option<ReplayReport>> {
-    let headers = HeaderPair::read(storage, &mut Findings::strict())?;
-    let log = Log::read_pending(storage, &headers)?;
-    let replayed = log.replay_into_file(storage, headers, &GuidSource::random())?;
-    Ok(replayed.1)
+    PendingReplay::read(storage)?.carry_out(storage)
+}
+
+/// What a replay in place has to do, for those who look at it before it is done.
+#[derive(Debug)]
+pub struct PendingReplay {
+    headers: HeaderPair,
+    log: Log,
+}
+
+impl PendingReplay {
+    /// Reads headers and, when there is anything to replay, the log.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub fn read(storage: &dyn Storage) -> Result<Self> {
+        let headers = HeaderPair::read(storage, &mut Findings::strict())?;
+        let log = Log::read_pending(storage, &headers)?;
+        Ok(Self { headers, log })
+    }
+
+    /// The log; without entries when the file is clean.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// [`replay_in_place`], into the storage that was read.
+    ///
+    /// # Errors
+    /// As `replay_in_place`.
+    pub fn carry_out(self, storage: &dyn Storage) -> Result<Option<ReplayReport>> {
+        let replayed = self.log.replay_into_file(storage, self.headers, &GuidSource::random())?;
+        Ok(replayed.1)
+    }
 }
