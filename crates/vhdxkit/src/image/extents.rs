@@ -251,7 +251,8 @@ impl<'a> Pieces<'a> {
         let last = wanted.end.saturating_sub(1);
         let bits = first.saturating_add(sectors(wanted.start))
             ..first.saturating_add(sectors(last)).saturating_add(1);
-        for run in image.bitmaps.runs(image.bitmap_of(block)?, bits)? {
+        for run in image.bitmaps.runs(image.bitmap_of(block)?, bits) {
+            let run = run?;
             let at = |bit: u64| {
                 block_start.saturating_add(bit.saturating_sub(first).saturating_mul(sector))
             };

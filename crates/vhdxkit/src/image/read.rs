@@ -65,7 +65,8 @@ impl Image {
         let wanted = first.saturating_add(within.checked_div(sector).unwrap_or_default())
             ..first.saturating_add(end.div_ceil(sector));
         let (mut at, mut rest) = (within, buf);
-        for run in self.bitmaps.runs(bitmap, wanted)? {
+        for run in self.bitmaps.runs(bitmap, wanted) {
+            let run = run?;
             let run_end = run.sectors.end.saturating_sub(first).saturating_mul(sector).min(end);
             let length = usize::try_from(run_end.saturating_sub(at)).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut(length.min(rest.len()));

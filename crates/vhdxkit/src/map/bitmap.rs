@@ -59,16 +59,40 @@ impl Bitmaps {
     }
 
     /// The runs of equal bits among `wanted` sectors of a chunk, in order and without gaps.
-    pub(crate) fn runs(&self, bitmap: Bitmap, wanted: Range<u64>) -> Result<Vec<BitRun>> {
-        let mut runs: Vec<BitRun> = Vec::new();
+    pub(crate) fn runs(
+        &self,
+        bitmap: Bitmap,
+        wanted: Range<u64>,
+    ) -> impl Iterator<Item = Result<BitRun>> {
         let mut at = wanted.start;
-        while at < wanted.end {
-            let word = self.word(bitmap, at / WORD)?;
-            let end = (at / WORD).saturating_add(1).saturating_mul(WORD).min(wanted.end);
-            push_word(&mut runs, word, at..end);
-            at = end;
+        std::iter::from_fn(move || {
+            let run = (at < wanted.end).then(|| self.run(bitmap, at..wanted.end))?;
+            at = run.as_ref().map_or(wanted.end, |run| run.sectors.end);
+            Some(run)
+        })
+    }
+
+    /// The first of these sectors, and those after it with the same bit.
+    fn run(&self, bitmap: Bitmap, wanted: Range<u64>) -> Result<BitRun> {
+        let mut word = self.word(bitmap, wanted.start / WORD)?;
+        let mut at = wanted.start;
+        let present = word.checked_shr(low(at)).unwrap_or_default() & 1 == 1;
+        loop {
+            // Ones where the run ends.
+            let others = if present { !word } else { word };
+            let others = others.checked_shr(low(at)).unwrap_or_default();
+            let next = (at / WORD).saturating_add(1);
+            if others != 0 {
+                at = at.saturating_add(u64::from(others.trailing_zeros()));
+                break;
+            }
+            at = next.saturating_mul(WORD);
+            if at >= wanted.end {
+                break;
+            }
+            word = self.word(bitmap, next)?;
         }
-        Ok(runs)
+        Ok(BitRun { sectors: wanted.start..at.min(wanted.end), present })
     }
 
     /// Whether all the bits of `wanted` sectors are set.
@@ -162,23 +186,6 @@ fn low(sector: u64) -> u32 {
     u32::try_from(sector % WORD).unwrap_or_default()
 }
 
-/// Appends the runs among the bits of these sectors, which share a word.
-fn push_word(runs: &mut Vec<BitRun>, word: u64, sectors: Range<u64>) {
-    let mut word = word.checked_shr(low(sectors.start)).unwrap_or_default();
-    let mut at = sectors.start;
-    while at < sectors.end {
-        let present = word & 1 == 1;
-        let same = if present { word.trailing_ones() } else { word.trailing_zeros() };
-        let end = at.saturating_add(u64::from(same.max(1))).min(sectors.end);
-        word = word.checked_shr(same).unwrap_or_default();
-        match runs.last_mut() {
-            Some(last) if last.present == present => last.sectors.end = end,
-            _ => runs.push(BitRun { sectors: at..end, present }),
-        }
-        at = end;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +200,10 @@ mod tests {
         Bitmaps { storage, sectors, pages: Pages::new(256, 1 << 20) }
     }
 
+    fn runs(maps: &Bitmaps, wanted: Range<u64>) -> Vec<BitRun> {
+        maps.runs(HERE, wanted).map(Result::unwrap).collect()
+    }
+
     fn flat(runs: &[BitRun]) -> Vec<bool> {
         runs.iter().flat_map(|r| r.sectors.clone().map(|_| r.present)).collect()
     }
@@ -201,15 +212,12 @@ mod tests {
     fn bits_count_from_the_least_significant() {
         let run = |sectors, present| BitRun { sectors, present };
         let few = bitmaps(vec![0b0000_0110]);
-        assert_eq!(
-            few.runs(HERE, 0..8).unwrap(),
-            [run(0..1, false), run(1..3, true), run(3..8, false)]
-        );
-        assert_eq!(few.runs(HERE, 2..3).unwrap(), [run(2..3, true)]);
-        assert_eq!(few.runs(HERE, 3..3).unwrap(), []);
+        assert_eq!(runs(&few, 0..8), [run(0..1, false), run(1..3, true), run(3..8, false)]);
+        assert_eq!(runs(&few, 2..3), [run(2..3, true)]);
+        assert_eq!(runs(&few, 3..3), []);
         assert!(few.all_set(HERE, 1..3).unwrap() && !few.all_set(HERE, 0..3).unwrap());
         let full = bitmaps(vec![0xFF; 5000]);
-        assert_eq!(full.runs(HERE, 0..40_000).unwrap(), [run(0..40_000, true)]);
+        assert_eq!(runs(&full, 0..40_000), [run(0..40_000, true)]);
         assert!(full.all_set(HERE, 7..39_999).unwrap());
     }
 
@@ -222,7 +230,7 @@ mod tests {
         ) {
             let end = (bits.len() as u64 * 8).min(from + count);
             let from = from.min(end);
-            let runs = bitmaps(bits.clone()).runs(HERE, from..end).unwrap();
+            let runs = runs(&bitmaps(bits.clone()), from..end);
             let one_by_one: Vec<bool> = (from as usize..end as usize)
                 .map(|i| bits[i / 8] >> (i % 8) & 1 == 1)
                 .collect();
@@ -240,7 +248,7 @@ mod tests {
                 maps.set(HERE, from..from + count, present).unwrap();
                 model[from as usize..(from + count) as usize].fill(present);
             }
-            prop_assert_eq!(flat(&maps.runs(HERE, 0..131_072).unwrap()), model);
+            prop_assert_eq!(flat(&runs(&maps, 0..131_072)), model);
         }
     }
 }
