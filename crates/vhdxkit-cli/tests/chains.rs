@@ -116,13 +116,35 @@ fn a_whole_chain_is_merged_into_its_base_at_once() {
     let before = contents(&dir, &two);
     let refused = vhdx(&["merge", &two, "--into", &dir.path("none.vhdx")]).fails_with(1);
     assert!(refused.contains("none of the child's parents"), "{refused}");
-    vhdx(&["merge", &two, "--into", &base, "--keep"]).succeeds();
-    assert!(contents(&dir, &base) == before && contents(&dir, &two) == before);
-    // Again, as after an interruption, and to the end.
     vhdx(&["merge", &two, "--into", &base]).succeeds();
     assert!(contents(&dir, &base) == before);
     assert_eq!(dir.names(), ["base.vhdx"]);
     assert!(!exists(&one));
+}
+
+/// What is kept shows what it showed, or nothing: never a checkpoint's blocks over another disk.
+#[test]
+fn what_a_merge_keeps_is_read_as_before_or_not_at_all() {
+    let dir = Workdir::new();
+    let [base, one, two] = chain(&dir);
+    let before = contents(&dir, &two);
+    let merge = || vhdx(&["merge", "--json", "--keep", &two, "--into", &base]).succeeds();
+    let report = json(&merge());
+    assert_eq!(report["orphaned"], serde_json::json!([one]));
+    assert_eq!(report["deleted"], serde_json::json!([]));
+    assert!(contents(&dir, &base) == before && contents(&dir, &two) == before);
+    vhdx(&["read", &one, "--length", "512"]).fails_with(5);
+    // The base changes again: whoever was made from it in between must not be read over that.
+    let known = identity(&base);
+    write(&two, 5 * MIB, 7, 4096);
+    let again = contents(&dir, &two);
+    merge();
+    assert_ne!(identity(&base), known);
+    assert!(contents(&dir, &base) == again && contents(&dir, &two) == again);
+    vhdx(&["merge", &two]).succeeds();
+    assert!(contents(&dir, &base) == again);
+    assert_eq!(dir.names(), ["base.vhdx", "one.avhdx"]);
+    vhdx(&["check", &base]).succeeds();
 }
 
 #[test]

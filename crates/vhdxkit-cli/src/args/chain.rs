@@ -58,7 +58,8 @@ pub(crate) struct MergeArgs {
     /// Merge into this one of its parents, with everything between.
     #[arg(long, value_name = "ANCESTOR")]
     pub(crate) into: Option<PathBuf>,
-    /// Delete nothing, and leave children of the child where they are.
+    /// Delete nothing, and leave children of the child where they are. Images between, whose parent is another
+    /// disk now, cannot be read any more.
     #[arg(long)]
     pub(crate) keep: bool,
     /// Merge although other children lose their parent by it.

@@ -61,7 +61,7 @@ fn print_text(args: &MergeArgs, report: &MergeReport) -> anyhow::Result<()> {
     for (paths, what) in [
         (&report.deleted, "deleted"),
         (&report.repointed, "is a child of the merged disk now"),
-        (&report.orphaned, "has lost its parent"),
+        (&report.orphaned, "cannot be read any more, its parent has changed"),
     ] {
         for path in paths {
             writeln!(out, "  {}: {what}", path.display())?;
