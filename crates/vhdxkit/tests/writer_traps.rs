@@ -172,3 +172,68 @@ fn many_threads_write_trim_and_flush_one_image() {
     let findings = vhdxkit::ops::check::check(file, &mut ()).unwrap();
     assert!(!findings.has_problems(), "{findings:?}");
 }
+
+/// Many threads on a child: they meet in words of one bitmap, and blocks become whole under them. What
+/// nobody wrote shows the parent all the while.
+#[test]
+fn many_threads_fill_the_blocks_of_a_child() {
+    const BLOCKS: u64 = 12;
+    let base = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(BLOCKS * MIB).block_size(1 << 20).create_storage(&*base).unwrap();
+    let parent = OpenOptions::new().write(true).open_storage(base.clone()).unwrap();
+    parent.write_at(0, &vec![0xBB; (BLOCKS * MIB) as usize]).unwrap();
+    parent.close().unwrap();
+    drop(parent);
+    let below = || OpenOptions::new().open_storage(base.clone()).unwrap();
+    let file = Arc::new(MemoryStorage::empty());
+    let options = CreateOptions::child_of(&below()).unwrap();
+    options.block_size(1 << 20).create_storage(&*file).unwrap();
+    let open = |write: bool| OpenOptions::new().write(write).open_child(file.clone(), below());
+    let image = open(true).unwrap();
+    // Of every eight sectors each thread has one; of the even blocks all are written, of the odd ones half.
+    let written = |block: u64, sector: u64| block.is_multiple_of(2) || sector < 1024;
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let image = &image;
+            scope.spawn(move || {
+                let mut found = [0; 512];
+                for step in 0..256u64 {
+                    for block in 0..BLOCKS {
+                        let sector = (step * 37 % 256) * 8 + thread;
+                        let at = block * MIB + sector * 512;
+                        image.read_at(at, &mut found).unwrap();
+                        assert_eq!(found, [0xBB; 512], "the parent, thread {thread}, {at:#x}");
+                        if written(block, sector) {
+                            image.write_at(at, &[thread as u8 + 1; 512]).unwrap();
+                            image.read_at(at, &mut found).unwrap();
+                            assert_eq!(found, [thread as u8 + 1; 512], "thread {thread}, {at:#x}");
+                        }
+                    }
+                    if step % 16 == thread {
+                        image.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let judge = |image: &vhdxkit::Image| {
+        let mut all = vec![0; (BLOCKS * MIB) as usize];
+        image.read_at(0, &mut all).unwrap();
+        for (number, sector) in all.chunks(512).enumerate() {
+            let (block, within) = (number as u64 / 2048, number as u64 % 2048);
+            let expected = if written(block, within) { (within % 8) as u8 + 1 } else { 0xBB };
+            assert_eq!(sector, [expected; 512], "block {block}, sector {within}");
+        }
+    };
+    judge(&image);
+    image.close().unwrap();
+    drop(image);
+    judge(&open(false).unwrap());
+    let findings = vhdxkit::ops::check::check(file.clone(), &mut ()).unwrap();
+    assert!(!findings.has_problems(), "{findings:?}");
+    let image = open(false).unwrap();
+    for block in 0..BLOCKS {
+        let state = image.bat_entry(image.geometry().payload_index(block)).unwrap().state();
+        assert_eq!(state, if block.is_multiple_of(2) { 6 } else { 7 }, "block {block}");
+    }
+}
