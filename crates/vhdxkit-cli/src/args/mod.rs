@@ -63,7 +63,7 @@ Examples:
     #[command(before_help = "\
 Examples:
   vhdx check disk.vhdx
-  vhdx check newest.avhdx                a checkpoint, all of its parents, and the links between
+  vhdx check newest.avhdx                a checkpoint and all of its parents
   vhdx check --json disk.vhdx | jq -r '.findings[].code'
 
 Exit status: 0 no problem, 3 problems found, 1 the file could not be read, 4 it is in use.")]
@@ -74,7 +74,7 @@ Exit status: 0 no problem, 3 problems found, 1 the file could not be read, 4 it 
         before_help = "\
 Examples:
   vhdx log show disk.vhdx                        the log as a story
-  vhdx log replay disk.vhdx                      apply what is pending, in the file itself
+  vhdx log replay disk.vhdx                      apply it, in the file
   vhdx log extract disk.vhdx --entry 1004 -o e   one entry's bytes"
     )]
     Log(LogCommand),
@@ -99,12 +99,12 @@ Examples:
     /// Make a new, empty disk.
     #[command(before_help = "\
 Examples:
-  vhdx create disk.vhdx 64G                       a dynamic disk, as Windows makes them
-  vhdx create disk.vhdx 64G --block-size 1M       for a Linux guest: small blocks waste less
+  vhdx create disk.vhdx 64G                       a dynamic disk
+  vhdx create disk.vhdx 64G --block-size 1M       small blocks, for Linux
   vhdx create disk.vhdx 20G --fixed --preallocate all of its space taken now
-  vhdx create work.avhdx --parent disk.vhdx       a child: disk.vhdx stays as it is
+  vhdx create work.avhdx --parent disk.vhdx       a child of disk.vhdx
 
-Hyper-V refuses files that are sparse on NTFS, compressed or encrypted. A dynamic disk is sparse only
+Hyper-V refuses files that are sparse on NTFS, compressed or encrypted. A dynamic disk is sparse only \
 while it is being written here; --preallocate makes a file that has no holes at all.")]
     Create(CreateArgs),
     /// Write stdin to the virtual disk, through the log like a guest.
@@ -113,8 +113,8 @@ Examples:
   vhdx write disk.vhdx --offset 1M < part
   head -c 512 /dev/zero | vhdx write disk.vhdx --offset 0
 
-Offset and length must be multiples of the disk's sector size; of a file on stdin that is known before
-anything is written. What was written is durable when the command ends with status 0; when it is
+Offset and length must be multiples of the disk's sector size; of a file on stdin that is known before \
+anything is written. What was written is durable when the command ends with status 0; when it is \
 killed, the image opens and each sector is old or new.")]
     Write(WriteArgs),
     /// Give a disk another size.
@@ -124,19 +124,19 @@ Examples:
   vhdx resize disk.vhdx +20G      larger by that much
   vhdx resize disk.vhdx -- -5G    smaller by that much
 
-A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force.
-After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size
+A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force. \
+After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size \
 that holds everything, comes with compaction.")]
     Resize(ResizeArgs),
     /// Fold a child (a checkpoint) into its parent.
     #[command(before_help = "\
 Examples:
-  vhdx merge newest.avhdx                     into its parent; newest.avhdx is deleted then
+  vhdx merge newest.avhdx                     into its parent, and deleted
   vhdx merge newest.avhdx --into disk.vhdx    the whole chain becomes disk.vhdx
-  vhdx convert newest.avhdx flat.vhdx         instead: a copy of it all, the chain stays
+  vhdx convert newest.avhdx flat.vhdx         a copy; the chain stays
 
-Shut the machine down first. Whatever stops a merge, even a power failure: the child shows what it
-showed, and the same command goes on with it. Children of the child are linked to the parent. When the
+Shut the machine down first. Whatever stops a merge, even a power failure: the child shows what it \
+showed, and the same command goes on with it. Children of the child are linked to the parent. When the \
 parent has other children, which would be lost, nothing is done.")]
     Merge(MergeArgs),
     /// Tell a child where its parent lies, or who it is.
@@ -145,13 +145,13 @@ Examples:
   vhdx relink work.avhdx --parent /new/place/disk.vhdx
   vhdx relink work.avhdx --parent disk.vhdx --ignore-parent-id
 
-The second form is for a parent that was written to since the child was made (its identity differs).
+The second form is for a parent that was written to since the child was made (its identity differs). \
 Take it only when you know that its contents are still those.")]
     Relink(RelinkArgs),
     /// Change what a disk tells its guest about itself.
     #[command(before_help = "\
 Examples:
-  vhdx set copy.vhdx --new-disk-id                 a copy that is to run beside its source
+  vhdx set copy.vhdx --new-disk-id                 a copy beside its source
   vhdx set disk.vhdx --physical-sector-size 512")]
     Set(SetArgs),
     /// Copy a disk to another format or shape: raw and VHDX, either way round.
@@ -161,11 +161,11 @@ Examples:
   vhdx convert disk.vhdx - | zstd > d.zst        a stream
   vhdx convert disk.raw disk.vhdx                a dynamic VHDX
   vhdx convert old.vhdx new.vhdx --block-size 1M another block size
-  vhdx convert newest.avhdx flat.vhdx            a checkpoint and all its parents as one disk
+  vhdx convert newest.avhdx flat.vhdx            a checkpoint as one disk
   vhdx convert disk.vhdx fixed.vhdx --fixed --preallocate
 
-A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the
-copy. The copy appears under its name only when it is complete; a command that was killed may leave a
+A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the \
+copy. The copy appears under its name only when it is complete; a command that was killed may leave a \
 `.vhdx-….partial` file beside it, which can be deleted. Hyper-V refuses files that are sparse on NTFS:
 --preallocate makes a VHDX without holes.")]
     Convert(ConvertArgs),
@@ -176,7 +176,7 @@ Examples:
   vhdx measure disk.raw --block-size 1M
   vhdx measure --json disk.vhdx | jq .required
 
-A copy is judged by where its source says that it holds data, which is not read: what is stored but
+A copy is judged by where its source says that it holds data, which is not read: what is stored but \
 zero will make the copy smaller than this.")]
     Measure(MeasureArgs),
     /// Compare what two disks show the guest. VHDX and raw, either way round.
