@@ -143,6 +143,34 @@ fn a_stale_path_is_corrected_when_the_chain_is_written() {
     assert_eq!(bytes, [1; 512]);
 }
 
+/// A path starts where the child really lies, whatever link it was opened by.
+#[cfg(unix)]
+#[test]
+fn a_child_that_is_opened_by_a_link_is_linked_from_where_it_lies() {
+    let dir = Workdir::new();
+    let [base, one] = pair(&dir);
+    for folder in ["vm", "store"] {
+        std::fs::create_dir(dir.path(folder)).unwrap();
+    }
+    let (real, link) = (dir.path("store/one.avhdx"), dir.path("vm/current.avhdx"));
+    std::fs::rename(&one, &real).unwrap();
+    std::os::unix::fs::symlink("../store/one.avhdx", &link).unwrap();
+    vhdx(&["relink", &link, "--parent", &base]).succeeds();
+    for path in [&real, &link] {
+        vhdx(&["read", path, "--length", "512"]).succeeds();
+    }
+    // So is one whose path was corrected on the way.
+    let moved = dir.path("vm/base.vhdx");
+    std::fs::rename(&base, &moved).unwrap();
+    let options = OpenOptions::new().write(true).parent(&moved);
+    options.open(&link).unwrap().close().unwrap();
+    for path in [&real, &link] {
+        let info = json(&vhdx(&["info", "--json", path]).succeeds());
+        assert_eq!(info["parent"]["relative_path"], r"..\vm\base.vhdx");
+        vhdx(&["read", path, "--length", "512"]).succeeds();
+    }
+}
+
 /// Killed at any moment, a merge leaves a chain that shows what it showed; the same command goes on.
 #[cfg(unix)]
 #[test]

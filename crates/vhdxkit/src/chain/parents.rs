@@ -9,6 +9,7 @@ use same_file::Handle;
 
 use crate::error::{Looked, ParentProblem, Repr};
 use crate::format::limits::MAX_CHAIN_LENGTH;
+use crate::image::folder_of;
 use crate::image::open_layer;
 use crate::storage::{FileStorage, OpenMode};
 use crate::view::locator::ParentLocator;
@@ -190,17 +191,6 @@ impl Finder<'_> {
 pub(crate) fn leads_to(locator: &ParentLocator, child: &Path, parent: &Path) -> bool {
     let path = place::relative(locator).map(|relative| folder_of(child).join(relative));
     path.is_some_and(|path| same_file::is_same_file(path, parent).unwrap_or(false))
-}
-
-/// The folder that a file really lies in: relative paths start there.
-fn folder_of(file: &Path) -> PathBuf {
-    let folder = |path: &Path| path.parent().map(Path::to_path_buf);
-    match file.symlink_metadata() {
-        Ok(metadata) if metadata.is_symlink() => {
-            file.canonicalize().ok().as_deref().and_then(folder).unwrap_or_default()
-        }
-        _ => folder(file).unwrap_or_default(),
-    }
 }
 
 /// A folder that must not be left, and where in it the child lies.

@@ -17,7 +17,7 @@ use crate::view::locator::{ParentLocator, ParentPaths};
 use crate::{Error, Result};
 
 use super::layout::Layout;
-use super::{Image, parent_paths};
+use super::{Image, paths_from};
 
 /// What a new disk is to be.
 ///
@@ -228,7 +228,8 @@ impl CreateOptions {
 
     fn paths(&self, path: &Path) -> Result<ParentPaths> {
         match self.parent.as_ref().and_then(|parent| parent.file.as_deref()) {
-            Some(parent) => parent_paths(path, parent),
+            // A link of that name will be replaced, not followed.
+            Some(parent) => paths_from(path.parent().unwrap_or(Path::new("")), parent),
             None => Ok(ParentPaths::default()),
         }
     }
