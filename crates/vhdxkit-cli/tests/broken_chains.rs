@@ -169,6 +169,10 @@ fn a_child_that_is_opened_by_a_link_is_linked_from_where_it_lies() {
         assert_eq!(info["parent"]["relative_path"], r"..\vm\base.vhdx");
         vhdx(&["read", path, "--length", "512"]).succeeds();
     }
+    // And what is merged is the image, not the link.
+    vhdx(&["merge", &link]).succeeds();
+    assert!(!Path::new(&real).exists() && Path::new(&link).symlink_metadata().is_err());
+    vhdx(&["read", &moved, "--length", "512"]).succeeds();
 }
 
 /// Killed at any moment, a merge leaves a chain that shows what it showed; the same command goes on.

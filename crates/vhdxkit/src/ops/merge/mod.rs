@@ -212,9 +212,8 @@ impl Family {
             if self.others.iter().any(|(_, parent)| *parent == Some(number)) {
                 continue;
             }
-            std::fs::remove_file(path)
+            delete_image(path)
                 .map_err(|e| Error::io_whole("cannot delete the merged image", e).in_file(path))?;
-            sync_folder(path);
             report.deleted.push(path.clone());
         }
         Ok(())
@@ -249,8 +248,19 @@ fn open_alone(path: &Path) -> Result<Image> {
         .map(|image| image.at(path))
 }
 
-/// Makes a deletion durable where the system can. When it cannot, a crash brings the image back, which does
-/// no harm: it shows what the target shows.
+/// Deletes the file and, when it was opened by one, the link to it. Durably where the system can: when it
+/// cannot, a crash brings the image back, which does no harm, since it shows what the target shows.
+fn delete_image(path: &Path) -> std::io::Result<()> {
+    if path.symlink_metadata()?.is_symlink() {
+        let real = path.canonicalize()?;
+        std::fs::remove_file(&real)?;
+        sync_folder(&real);
+    }
+    std::fs::remove_file(path)?;
+    sync_folder(path);
+    Ok(())
+}
+
 fn sync_folder(file: &Path) {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Ok(folder) = std::fs::File::open(folder.unwrap_or_else(|| Path::new("."))) {
