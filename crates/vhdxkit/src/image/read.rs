@@ -3,10 +3,31 @@
 use crate::error::Repr;
 use crate::format::bat::PayloadState;
 use crate::map::Block;
-use crate::storage::StorageExt;
+use crate::storage::{Storage, StorageExt};
 use crate::{Error, Result};
 
 use super::Image;
+
+/// Whether a read may wait for the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    Wait,
+    /// Rather gives up.
+    NoWait,
+}
+
+impl Patience {
+    /// Fills `buf`; `false` when that would mean waiting.
+    fn fetch(self, storage: &dyn Storage, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        match self {
+            Self::Wait => storage.read_exact_at(offset, buf).map(|()| true),
+            Self::NoWait => {
+                let ready = storage.read_ready_at(offset, buf);
+                ready.map_err(|e| Error::io("cannot read", offset, e))
+            }
+        }
+    }
+}
 
 impl Image {
     /// Reads `buf.len()` bytes of the virtual disk from byte `offset` on. Any alignment; blocks that
@@ -17,6 +38,20 @@ impl Image {
     /// the disk is a child, the range shows its parent, and that is not open; reading the file fails. Then the
     /// contents of `buf` are unspecified.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf, Patience::Wait).map(|_| ())
+    }
+
+    /// [`read_at`](Self::read_at) if it can be had without waiting for a device, as from the system's page
+    /// cache: `false`, with the contents of `buf` unspecified, when it might not be. The file's own tables
+    /// are waited for.
+    ///
+    /// # Errors
+    /// As `read_at`.
+    pub fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        self.read(offset, buf, Patience::NoWait)
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8], patience: Patience) -> Result<bool> {
         self.require_inside(offset, u64::try_from(buf.len()).unwrap_or(u64::MAX))?;
         let block_size = u64::from(self.geometry.block_size());
         let (mut at, mut rest) = (offset, buf);
@@ -26,26 +61,36 @@ impl Image {
             let room = usize::try_from(block_size.saturating_sub(within)).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut(room.min(rest.len()));
             at = at.saturating_add(u64::try_from(now.len()).unwrap_or(u64::MAX));
-            self.read_in_block(block, within, now)?;
+            if !self.read_in_block(block, within, now, patience)? {
+                return Ok(false);
+            }
             rest = later;
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn read_in_block(&self, block: u64, within: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_in_block(
+        &self,
+        block: u64,
+        within: u64,
+        buf: &mut [u8],
+        patience: Patience,
+    ) -> Result<bool> {
         let _pin = self.pin();
         match self.block(block)? {
             Block::Present { file_offset } => {
-                self.storage.read_exact_at(file_offset.saturating_add(within), buf)
+                patience.fetch(&*self.storage, file_offset.saturating_add(within), buf)
             }
-            Block::Partial { file_offset } => self.read_partial(block, file_offset, within, buf),
+            Block::Partial { file_offset } => {
+                self.read_partial(block, file_offset, within, buf, patience)
+            }
             Block::Absent(PayloadState::NotPresent) if self.geometry.is_differencing() => {
                 let at = self.geometry.block_start(block).saturating_add(within);
-                self.read_below(at, buf)
+                self.read_below(at, buf, patience)
             }
             Block::Absent(_) => {
                 buf.fill(0);
-                Ok(())
+                Ok(true)
             }
         }
     }
@@ -57,7 +102,8 @@ impl Image {
         file_offset: u64,
         within: u64,
         buf: &mut [u8],
-    ) -> Result<()> {
+        patience: Patience,
+    ) -> Result<bool> {
         let bitmap = self.bitmap_of(block)?;
         let sector = u64::from(self.geometry.logical_sector_size());
         let first = self.geometry.first_sector_in_chunk(block);
@@ -70,18 +116,22 @@ impl Image {
             let run_end = run.sectors.end.saturating_sub(first).saturating_mul(sector).min(end);
             let length = usize::try_from(run_end.saturating_sub(at)).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut(length.min(rest.len()));
-            if run.present {
-                self.storage.read_exact_at(file_offset.saturating_add(at), now)?;
+            let ready = if run.present {
+                patience.fetch(&*self.storage, file_offset.saturating_add(at), now)?
             } else {
-                self.read_below(self.geometry.block_start(block).saturating_add(at), now)?;
+                let at = self.geometry.block_start(block).saturating_add(at);
+                self.read_below(at, now, patience)?
+            };
+            if !ready {
+                return Ok(false);
             }
             (at, rest) = (run_end, later);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads from the parent. Where a child is larger than that there are zeros (MS-VHDX leaves it open).
-    fn read_below(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_below(&self, at: u64, buf: &mut [u8], patience: Patience) -> Result<bool> {
         let Some(parent) = &self.parent else {
             return Err(self.parent_needed("what is read here"));
         };
@@ -89,7 +139,7 @@ impl Image {
         let there = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
         let (now, beyond) = buf.split_at_mut(there);
         beyond.fill(0);
-        if now.is_empty() { Ok(()) } else { parent.read_at(at, now) }
+        if now.is_empty() { Ok(true) } else { parent.read(at, now, patience) }
     }
 
     /// Where a payload block lies.

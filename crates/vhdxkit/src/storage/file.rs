@@ -192,6 +192,10 @@ impl Storage for FileStorage {
         Ok(done)
     }
 
+    fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        Ok(sys::read_cached(&self.file, buf, offset)? == buf.len())
+    }
+
     fn read_vectored_at(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut done = 0usize;
         for bufs in bufs.chunks_mut(sys::MAX_VECTORS) {
@@ -306,6 +310,20 @@ mod tests {
         assert_eq!(storage.read_at(u64::MAX - 3, &mut buf[..3]).unwrap(), 0);
         assert_eq!(storage.len().unwrap(), 16);
         storage.sync().unwrap();
+    }
+
+    /// What was just written lies in memory on any system that tells; and a read that would be short is
+    /// never called ready.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn cached_bytes_are_read_without_waiting() {
+        let (_file, storage) = temporary();
+        storage.write_at(0, &[5; 8192]).unwrap();
+        let mut buf = [0; 4096];
+        assert!(storage.read_ready_at(4096, &mut buf).unwrap());
+        assert_eq!(buf, [5; 4096]);
+        assert!(!storage.read_ready_at(4097, &mut buf).unwrap());
+        assert!(!storage.read_ready_at(u64::MAX - 3, &mut buf).unwrap());
     }
 
     #[test]

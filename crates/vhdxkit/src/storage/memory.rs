@@ -157,6 +157,10 @@ impl Storage for MemoryStorage {
         Ok(self.contents().read(offset, buf))
     }
 
+    fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        Ok(self.contents().read(offset, buf) == buf.len())
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         if buf.is_empty() {
             return Ok(());

@@ -52,6 +52,15 @@ pub trait Storage: Send + Sync {
         Ok(done)
     }
 
+    /// Fills `buf` from `offset` if that is possible without waiting for a device: `false`, with `buf`
+    /// unspecified, when it might not be. For servers, that do not want to keep others waiting.
+    ///
+    /// # Errors
+    /// What the medium reports.
+    fn read_ready_at(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Writes all of `buf` at `offset`.
     ///
     /// # Errors
@@ -178,6 +187,9 @@ impl<T: Storage + ?Sized> Storage for std::sync::Arc<T> {
     }
     fn read_vectored_at(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         (**self).read_vectored_at(offset, bufs)
+    }
+    fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        (**self).read_ready_at(offset, buf)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         (**self).write_at(offset, buf)

@@ -24,6 +24,24 @@ impl Layer {
         Ok(there)
     }
 
+    /// [`Storage::read_ready_at`]: what the base would have to wait for makes the whole call give up.
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        let there = to_usize(self.length.saturating_sub(offset));
+        if there < buf.len() {
+            return Ok(false);
+        }
+        let read =
+            self.patches.read(offset, buf, |at, part| match self.base.read_ready_at(at, part)? {
+                true => Ok(part.len()),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            });
+        match read {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn write(&mut self, offset: u64, buf: &[u8]) -> io::Result<()> {
         if buf.is_empty() {
             return Ok(());
@@ -75,6 +93,15 @@ impl Overlay {
         Ok(Self(RwLock::new(Layer { base, patches: RangeMap::new(length), length })))
     }
 
+    /// The same with room for `bytes` of data instead of [`MAX_OVERLAY_BYTES`].
+    ///
+    /// [`MAX_OVERLAY_BYTES`]: crate::format::limits::MAX_OVERLAY_BYTES
+    #[must_use]
+    pub fn with_room_for(self, bytes: u64) -> Self {
+        self.layer_mut().patches.set_room(bytes);
+        self
+    }
+
     /// Ends writing: the same contents, immutable, read without taking a lock.
     #[must_use]
     pub fn freeze(self) -> Patched {
@@ -100,6 +127,10 @@ impl fmt::Debug for Overlay {
 impl Storage for Overlay {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.layer().read(offset, buf)
+    }
+
+    fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        self.layer().read_ready(offset, buf)
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
@@ -152,6 +183,10 @@ impl fmt::Debug for Patched {
 impl Storage for Patched {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.0.read(offset, buf)
+    }
+
+    fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        self.0.read_ready(offset, buf)
     }
 
     fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
@@ -247,6 +282,48 @@ mod tests {
         ] {
             assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
         }
+    }
+
+    /// A server answers from an overlay at once only what needs no device beneath it.
+    #[test]
+    fn a_read_is_ready_when_every_part_of_it_is() {
+        struct Slow(MemoryStorage);
+        impl Storage for Slow {
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+                self.0.read_at(offset, buf)
+            }
+            fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+                read_only()
+            }
+            fn sync(&self) -> io::Result<()> {
+                Ok(())
+            }
+            fn len(&self) -> io::Result<u64> {
+                self.0.len()
+            }
+            fn set_len(&self, _: u64) -> io::Result<()> {
+                read_only()
+            }
+            fn punch(&self, _: Range<u64>) -> io::Result<()> {
+                read_only()
+            }
+            fn allocate(&self, _: Range<u64>) -> io::Result<()> {
+                read_only()
+            }
+            fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+                self.0.next_data(offset)
+            }
+        }
+        let overlay = Overlay::new(Arc::new(Slow(MemoryStorage::new(vec![7; 100])))).unwrap();
+        overlay.write_at(10, b"abcd").unwrap();
+        let mut buf = [0; 4];
+        assert!(overlay.read_ready_at(10, &mut buf).unwrap());
+        assert_eq!(&buf, b"abcd");
+        assert!(!overlay.read_ready_at(9, &mut buf).unwrap());
+        let (_, quick) = over(b"0123456789");
+        quick.write_at(2, b"x").unwrap();
+        assert!(quick.read_ready_at(1, &mut buf).unwrap());
+        assert_eq!(&buf, b"1x34");
     }
 
     #[test]

@@ -114,6 +114,11 @@ impl RangeMap {
         }
     }
 
+    /// So many bytes of data may be kept from now on.
+    pub(crate) fn set_room(&mut self, bytes: u64) {
+        self.max_bytes = bytes;
+    }
+
     /// Bytes of data kept.
     pub(crate) fn stored(&self) -> u64 {
         self.stored

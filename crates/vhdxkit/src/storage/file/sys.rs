@@ -48,8 +48,14 @@ pub(super) fn write(_: &File, _: &[u8], _: u64) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Reads what lies in memory already; how much it was may be less than there is, for any reason.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn read_cached(_: &File, _: &mut [u8], _: u64) -> io::Result<usize> {
+    Ok(0)
+}
+
 #[cfg(target_os = "linux")]
-pub(super) use linux::{allocate, punch, read_vectored, write_vectored};
+pub(super) use linux::{allocate, punch, read_cached, read_vectored, write_vectored};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -64,6 +70,24 @@ mod linux {
                 Err(Errno::EINTR) => {}
                 result => return result,
             }
+        }
+    }
+
+    /// Reads what lies in memory already; how much it was may be less than there is, for any reason.
+    pub(in super::super) fn read_cached(
+        file: &File,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> io::Result<usize> {
+        use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+        if i64::try_from(offset).is_err() {
+            return Ok(0);
+        }
+        match preadv2(file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) => Ok(read),
+            // The first says that it would wait, the others that the system or the file cannot tell.
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
         }
     }
 
