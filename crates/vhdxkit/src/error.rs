@@ -197,12 +197,22 @@ impl Error {
         Self(Box::new(repr))
     }
 
-    pub(crate) fn io(action: &'static str, offset: u64, source: io::Error) -> Self {
+    /// For those who build on this library: a medium reported an error at an offset of a file, while `action`
+    /// was tried (in words such as "cannot read").
+    #[must_use]
+    pub fn io(action: &'static str, offset: u64, source: io::Error) -> Self {
         Self::new(Repr::Io { action, offset: Some(offset), cause: source })
     }
 
     pub(crate) fn io_whole(action: &'static str, source: io::Error) -> Self {
         Self::new(Repr::Io { action, offset: None, cause: source })
+    }
+
+    /// For those who build on this library: `range` reaches beyond the end of a disk, or part of one, of `size`
+    /// bytes.
+    #[must_use]
+    pub fn out_of_range(range: Range<u64>, size: u64) -> Self {
+        Self::new(Repr::OutOfRange { range, size })
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {

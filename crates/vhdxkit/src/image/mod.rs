@@ -99,6 +99,12 @@ impl Image {
         EntryRules { file_size, ..self.rules }
     }
 
+    /// Whether it was opened for writing.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// Sizes, sector sizes, type and identity of the disk.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {

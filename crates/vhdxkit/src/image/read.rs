@@ -1,6 +1,5 @@
 //! Guest bytes.
 
-use crate::error::Repr;
 use crate::format::bat::PayloadState;
 use crate::map::Block;
 use crate::storage::{Storage, StorageExt};
@@ -154,7 +153,7 @@ impl Image {
             Some(end) if end <= size => Ok(()),
             end => {
                 let range = offset..end.unwrap_or(u64::MAX);
-                Err(Error::new(Repr::OutOfRange { range, size }))
+                Err(Error::out_of_range(range, size))
             }
         }
     }
