@@ -66,7 +66,7 @@ fn run_beside(
     let uri = place.uri(name).unwrap_or_default();
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(command).env("uri", &uri).env("nbd", &uri).env("exportname", name);
-    let socket = place.socket.as_ref().map(PathBuf::as_path).unwrap_or(Path::new(""));
+    let socket = place.socket.as_deref().unwrap_or(Path::new(""));
     shell.env("unixsocket", socket);
     shell.env("port", place.port.map_or_else(String::new, |port| port.to_string()));
     let mut child = shell.spawn()?;
