@@ -13,6 +13,8 @@
 //! [`samples`] holds the images of `testdata/`; `cargo run -p vhdxkit-testkit -- testdata` writes
 //! them again.
 //!
+//! [`nbd`] is a client of the NBD protocol, for tests of servers.
+//!
 //! Panics are its error handling.
 
 mod build;
@@ -20,6 +22,8 @@ mod expected;
 mod image;
 mod layout;
 mod log;
+#[cfg(unix)]
+pub mod nbd;
 pub mod patch;
 mod plan;
 pub mod random;
