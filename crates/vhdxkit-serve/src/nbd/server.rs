@@ -242,6 +242,11 @@ impl Server {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// All that serving one client takes.
+    pub(super) fn stage(&self) -> (&House, &AtomicBool) {
+        (&self.shared.house, &self.shared.stopping)
+    }
+
     /// What stops this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
