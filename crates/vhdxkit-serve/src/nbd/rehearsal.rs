@@ -43,7 +43,6 @@ impl Server {
     /// Serves a client that says just this and then goes, and gives what it heard; and whether the server
     /// has cut it off.
     #[doc(hidden)]
-    #[must_use]
     pub fn rehearse(&self, said: &[u8]) -> (Vec<u8>, io::Result<()>) {
         let mut script = Script { said, heard: Vec::new() };
         let (house, stopping) = self.stage();
