@@ -23,7 +23,7 @@ struct Copy {
 }
 
 pub(super) fn entries(image: &Image, sector: u64) -> Result<Vec<Entry>> {
-    let last = (image.virtual_size() / sector).saturating_sub(1);
+    let last = image.virtual_size().checked_div(sector).unwrap_or(0).saturating_sub(1);
     let first = bytes::<512>(image, sector)?.filter(|header| has_signature(header));
     // A disk that has grown since has its second copy where the first one says, not at its end.
     let named = first.map_or(last, |header| u64_at(&header, 32));
