@@ -2,6 +2,8 @@
 
 mod chain;
 mod making;
+#[cfg(target_os = "linux")]
+mod mounting;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_a
 pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
+#[cfg(target_os = "linux")]
+pub(crate) use mounting::{MountArgs, UnmountArgs};
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -25,6 +29,7 @@ Examples:
   vhdx create disk.vhdx 64G           a new disk
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
   vhdx merge newest.avhdx             fold a checkpoint into its parent
+  vhdx mount --read-only a.vhdx dir   its partitions as files (Linux)
   vhdx relink work.avhdx --parent P   repair a link to a parent that was moved";
 
 const TOP_NOTES: &str = "\
@@ -187,6 +192,26 @@ Examples:
 
 Exit status: 0 the same, 3 different, 1 one could not be read, 4 one is in use, 5 a parent is missing.")]
     Compare(CompareArgs),
+    /// Show a disk and its partitions as files in a directory.
+    #[cfg(target_os = "linux")]
+    #[command(before_help = "\
+Examples:
+  vhdx mount --read-only crashed.avhdx dir    look into a disk; nothing is changed
+  sudo mount -o loop,ro dir/partition-2.raw /mnt
+  vhdx mount --detach disk.vhdx dir           for writing, in the background
+  vhdx unmount dir                            the image is closed when this returns
+
+The directory shows `disk.raw` and a `partition-N.raw` for each partition; the commands that attach them \
+are printed. `fstrim` on what is attached gives space back. In the foreground the command runs until \
+somebody unmounts (`umount` will do), or Ctrl-C does. Written is what was synced, and everything after an \
+unmount; when the command is killed, the image opens with what was synced.")]
+    Mount(MountArgs),
+    /// End a mount, and return when its image is closed.
+    #[cfg(target_os = "linux")]
+    #[command(before_help = "\
+Examples:
+  sudo umount /mnt && vhdx unmount dir")]
+    Unmount(UnmountArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
 Examples:
@@ -223,6 +248,8 @@ impl Command {
                 "what the child shows: it finds its parent, and merging again goes on where this stopped"
             }
             Self::Relink(_) | Self::Set(_) => "the guest's data",
+            #[cfg(target_os = "linux")]
+            Self::Mount(_) | Self::Unmount(_) => "what was synced; it is safe",
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }

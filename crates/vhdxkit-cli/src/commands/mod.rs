@@ -1,5 +1,9 @@
 //! One file per sub-command: options in, library called, result printed.
 
+#[cfg(target_os = "linux")]
+mod attach;
+#[cfg(target_os = "linux")]
+mod busy;
 mod check;
 mod compare;
 mod convert;
@@ -13,11 +17,15 @@ mod log_show;
 mod map;
 mod measure;
 mod merge;
+#[cfg(target_os = "linux")]
+mod mount;
 mod new_file;
 mod read;
 mod relink;
 mod resize;
 mod set;
+#[cfg(target_os = "linux")]
+mod unmount;
 mod write;
 
 use std::process::ExitCode;
@@ -55,6 +63,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Set(args) => set::run(&args, context).map(done),
         Command::Convert(args) => convert::run(&args, context).map(done),
         Command::Compare(args) => compare::run(&args, context),
+        #[cfg(target_os = "linux")]
+        Command::Mount(args) => mount::run(&args, context),
+        #[cfg(target_os = "linux")]
+        Command::Unmount(args) => unmount::run(&args, context).map(done),
         Command::Completions { shell } => generate::completions(shell).map(done),
         Command::Man { dir } => generate::man_pages(&dir).map(done),
     }

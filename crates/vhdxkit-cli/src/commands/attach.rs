@@ -1,0 +1,103 @@
+//! What a person types next to reach the files in a served partition.
+
+use std::path::Path;
+
+use vhdxkit::ops::partitions::{FileSystem, PartitionType};
+
+/// What is known of a served file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Contents {
+    pub(super) kind: Option<PartitionType>,
+    pub(super) file_system: Option<FileSystem>,
+    pub(super) writable: bool,
+}
+
+impl Contents {
+    /// In a few words; empty when nothing is known.
+    pub(super) fn describe(&self) -> String {
+        let kind = self.kind.map(|kind| kind.to_string());
+        let file_system = self.file_system.map(|found| found.name.to_owned());
+        match (kind, file_system) {
+            (Some(kind), Some(file_system)) if kind != file_system => {
+                format!("{kind}, {file_system}")
+            }
+            (kind, file_system) => file_system.or(kind).unwrap_or_default(),
+        }
+    }
+
+    /// The command that attaches the file at `file` to `target`; `None` when there are no files in it.
+    pub(super) fn attach(&self, file: &Path, target: &str) -> Option<String> {
+        const NO_FILES: [&str; 4] = ["swap", "Linux swap", "Microsoft reserved", "BIOS boot"];
+        let name = self.file_system.map(|found| found.name);
+        let kind = self.kind.and_then(PartitionType::name);
+        if name.or(kind).is_some_and(|name| NO_FILES.contains(&name)) {
+            return None;
+        }
+        if self.kind.is_none() && name.is_none() {
+            return None;
+        }
+        let file = quoted(file);
+        Some(match name {
+            Some("NTFS") if !kernel_has("ntfs3") => {
+                let options = if self.writable { "" } else { "-o ro " };
+                format!("sudo ntfs-3g {options}{file} {target}")
+            }
+            Some("LVM") => {
+                let options = if self.writable { "" } else { "-r " };
+                format!("sudo losetup {options}-f --show {file} && sudo vgchange -ay")
+            }
+            _ => format!("sudo mount -o {} {file} {target}", self.mount_options()),
+        })
+    }
+
+    /// A journal cannot be replayed on a read-only device: what crashed with the disk has to be mounted
+    /// without.
+    fn mount_options(&self) -> &'static str {
+        let name = self.file_system.map(|found| found.name);
+        let crashed = self.file_system.is_some_and(|found| found.needs_recovery);
+        match (self.writable, name) {
+            (true, _) => "loop",
+            (false, Some("ext4")) if crashed => "loop,ro,noload",
+            (false, Some("XFS")) => "loop,ro,norecovery",
+            (false, _) => "loop,ro",
+        }
+    }
+}
+
+fn kernel_has(file_system: &str) -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.split_whitespace().any(|word| word == file_system)
+}
+
+/// A path as a shell takes it.
+pub(super) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(name: &'static str, needs_recovery: bool, writable: bool) -> Contents {
+        let file_system = Some(FileSystem { name, end: 0, needs_recovery });
+        Contents { kind: Some(PartitionType::Mbr(0x83)), file_system, writable }
+    }
+
+    /// A crashed guest's file system has to be reached by the command as it is printed.
+    #[test]
+    fn commands_fit_what_they_attach() {
+        let attach = |contents: Contents| contents.attach("/d/p.raw".as_ref(), "/mnt");
+        let is = |contents, command: &str| assert_eq!(attach(contents).as_deref(), Some(command));
+        is(contents("ext4", true, true), "sudo mount -o loop /d/p.raw /mnt");
+        is(contents("ext4", true, false), "sudo mount -o loop,ro,noload /d/p.raw /mnt");
+        is(contents("ext4", false, false), "sudo mount -o loop,ro /d/p.raw /mnt");
+        is(contents("XFS", false, false), "sudo mount -o loop,ro,norecovery /d/p.raw /mnt");
+        assert_eq!(attach(contents("swap", false, true)), None);
+        assert_eq!(quoted("/a b/it's".as_ref()), r"'/a b/it'\''s'");
+    }
+}
