@@ -104,12 +104,12 @@ pub(crate) fn serve_now() -> io::Result<()> {
     if !io::stderr().is_terminal() && !is_file(io::stderr()) {
         rustix::stdio::dup2_stderr(&nowhere)?;
     }
+    // A server must not keep the directory's file system from being unmounted.
+    std::env::set_current_dir("/")?;
     let mut out = io::stdout();
     out.write_all(&[READY])?;
     out.flush()?;
-    rustix::stdio::dup2_stdout(&nowhere)?;
-    // A server must not keep the directory's file system from being unmounted.
-    std::env::set_current_dir("/")
+    Ok(rustix::stdio::dup2_stdout(&nowhere)?)
 }
 
 /// Says what a server's owner should know: on stderr, and in the background in the system's log too.

@@ -47,12 +47,30 @@ pub(crate) fn run(args: &MountArgs, context: Context) -> anyhow::Result<ExitCode
     let mount = Mount::start(Arc::clone(&disk), files, &args.directory, &options)
         .with_context(|| format!("cannot mount on {}", args.directory.display()))?;
     end_on_signal(mount.directory());
-    print(args, &mount, &served, context)?;
-    if detach::is_detached() {
-        detach::serve_now().context("the command that started this has gone")?;
+    let announced = announce(args, &mount, &served, context);
+    if announced.is_err() {
+        // Nobody knows of it, so nobody would end it.
+        let ended = fuse::unmount(mount.directory(), PATIENCE);
+        let _ = ended.or_else(|_| fuse::abandon(mount.directory()));
     }
-    mount.wait().with_context(|| format!("cannot close {}", args.image.display()))?;
+    let closed = mount.wait();
+    announced?;
+    closed.with_context(|| format!("cannot close {}", args.image.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells that the files are there, and in the background lets the command return.
+fn announce(
+    args: &MountArgs,
+    mount: &Mount,
+    served: &[(ServedFile, Contents)],
+    context: Context,
+) -> anyhow::Result<()> {
+    print(args, mount, served, context)?;
+    match detach::is_detached() {
+        true => detach::serve_now().context("the command that started this has gone"),
+        false => Ok(()),
+    }
 }
 
 /// A mount hides what is in its directory, which nobody wants.

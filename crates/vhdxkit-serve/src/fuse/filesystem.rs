@@ -6,6 +6,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -18,6 +19,7 @@ use vhdxkit::view::geometry::DiskType;
 
 use super::ServedFile;
 use super::errno::errno;
+use super::tidy::Tidy;
 use crate::Export;
 
 /// Bytes of a request at most: what the kernel allows unless its administrator raised it.
@@ -60,6 +62,8 @@ pub(super) struct Files {
     for_all: bool,
     writable: bool,
     time: SystemTime,
+    /// Of a writable mount, until it ends.
+    tidy: Option<Tidy>,
 }
 
 impl Files {
@@ -69,7 +73,9 @@ impl Files {
         let writable = disk.is_some_and(|disk| disk.image().is_writable());
         let changed = disk.and_then(|disk| std::fs::metadata(disk.image().path()?).ok());
         let time = changed.and_then(|meta| meta.modified().ok()).unwrap_or(SystemTime::UNIX_EPOCH);
-        Self { files, owner, for_all, writable, time }
+        let whole = disk.filter(|_| writable).map(|disk| Export::whole(Arc::clone(disk)));
+        let tidy = whole.and_then(Tidy::start);
+        Self { files, owner, for_all, writable, time, tidy }
     }
 
     fn file(&self, inode: INodeNo) -> Option<&ServedFile> {
@@ -180,7 +186,11 @@ impl Files {
             // Nobody is promised space that the image does not have.
             _ => return Err(Errno::EOPNOTSUPP),
         }
-        .map_err(|e| errno(&e))
+        .map_err(|e| errno(&e))?;
+        if let Some(tidy) = &self.tidy {
+            tidy.note();
+        }
+        Ok(())
     }
 }
 
@@ -267,6 +277,12 @@ impl Filesystem for Files {
         let _ = config.set_max_write(REQUEST);
         let _ = config.set_max_background(BACKGROUND);
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if let Some(tidy) = self.tidy.take() {
+            tidy.end();
+        }
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -16,7 +16,8 @@
 //!
 //! **Space.** A punched hole has to read as zeros afterwards, says POSIX and relies the loop driver on, which
 //! sends both discards and zeros that way. A VHDX promises that for whole blocks that are given back; parts
-//! of blocks are written with zeros. So `fstrim` on a loop-mounted file system shrinks what the image uses.
+//! of blocks are written with zeros. So `fstrim` on a loop-mounted file system shrinks what the image uses, and
+//! does so soon (`tidy.rs`) even if nobody syncs.
 //!
 //! **Neither passthrough nor splice.** The kernel can read a file in our place (passthrough), but only at the
 //! same offsets, which a VHDX never has: its data begins behind its tables, block by block in the order of
@@ -28,6 +29,7 @@ mod errno;
 mod filesystem;
 mod mount;
 mod mounts;
+mod tidy;
 
 use std::ops::Range;
 use std::sync::Arc;
