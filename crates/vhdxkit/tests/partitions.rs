@@ -103,8 +103,7 @@ fn impossible_tables_are_read_in_bounded_time() {
     assert_eq!((found.len(), found[0].range.clone()), (1, 0..size), "cut off at the end");
 }
 
-/// Number, first byte and the byte behind each partition.
-fn numbers(disk: &Image) -> Vec<(u32, u64, u64)> {
+fn numbers(disk: &Image) -> Numbers {
     let found = partitions(disk).unwrap();
     found.iter().map(|p| (p.number, p.range.start, p.range.end)).collect()
 }
@@ -128,8 +127,11 @@ fn raw_file() -> tempfile::NamedTempFile {
     file
 }
 
+/// Number, first byte and the byte behind each partition.
+type Numbers = Vec<(u32, u64, u64)>;
+
 /// What sfdisk makes of a script, and how it reads its own table; `None`, visibly, without sfdisk.
-fn sfdisk(script: &str) -> Option<(Image, Vec<(u32, u64, u64)>)> {
+fn sfdisk(script: &str) -> Option<(Image, Numbers)> {
     let file = raw_file();
     let spawned = Command::new("sfdisk")
         .arg("--no-reread")

@@ -196,10 +196,10 @@ Exit status: 0 the same, 3 different, 1 one could not be read, 4 one is in use, 
     #[cfg(target_os = "linux")]
     #[command(before_help = "\
 Examples:
-  vhdx mount --read-only crashed.avhdx dir    look into a disk; nothing is changed
+  vhdx mount --read-only crashed.avhdx dir   look into it, change nothing
   sudo mount -o loop,ro dir/partition-2.raw /mnt
-  vhdx mount --detach disk.vhdx dir           for writing, in the background
-  vhdx unmount dir                            the image is closed when this returns
+  vhdx mount --detach disk.vhdx dir          for writing, in the background
+  vhdx unmount dir                           and close the image
 
 The directory shows `disk.raw` and a `partition-N.raw` for each partition; the commands that attach them \
 are printed. `fstrim` on what is attached gives space back. In the foreground the command runs until \

@@ -16,7 +16,7 @@ pub(crate) struct MountArgs {
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
     /// Change nothing. The log of a crashed image is replayed in memory.
-    #[arg(long, short)]
+    #[arg(long)]
     pub(crate) read_only: bool,
     /// Show this partition alone, by its number, and not the whole disk.
     #[arg(long, value_name = "N")]

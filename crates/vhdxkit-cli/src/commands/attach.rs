@@ -5,9 +5,11 @@ use std::path::Path;
 use vhdxkit::ops::partitions::{FileSystem, PartitionType};
 
 /// What is known of a served file.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Contents {
     pub(super) kind: Option<PartitionType>,
+    /// The name that a GPT gives it, or nothing.
+    pub(super) label: String,
     pub(super) file_system: Option<FileSystem>,
     pub(super) writable: bool,
 }
@@ -17,12 +19,10 @@ impl Contents {
     pub(super) fn describe(&self) -> String {
         let kind = self.kind.map(|kind| kind.to_string());
         let file_system = self.file_system.map(|found| found.name.to_owned());
-        match (kind, file_system) {
-            (Some(kind), Some(file_system)) if kind != file_system => {
-                format!("{kind}, {file_system}")
-            }
-            (kind, file_system) => file_system.or(kind).unwrap_or_default(),
-        }
+        let file_system = file_system.filter(|name| Some(name) != kind.as_ref());
+        let label = (!self.label.is_empty()).then(|| format!("\"{}\"", self.label));
+        let words: Vec<String> = [kind, file_system, label].into_iter().flatten().collect();
+        words.join(", ")
     }
 
     /// The command that attaches the file at `file` to `target`; `None` when there are no files in it.
@@ -85,7 +85,12 @@ mod tests {
 
     fn contents(name: &'static str, needs_recovery: bool, writable: bool) -> Contents {
         let file_system = Some(FileSystem { name, end: 0, needs_recovery });
-        Contents { kind: Some(PartitionType::Mbr(0x83)), file_system, writable }
+        Contents {
+            kind: Some(PartitionType::Mbr(0x83)),
+            file_system,
+            writable,
+            ..Contents::default()
+        }
     }
 
     /// A crashed guest's file system has to be reached by the command as it is printed.

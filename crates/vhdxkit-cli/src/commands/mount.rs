@@ -154,7 +154,7 @@ fn served(disk: &Arc<Disk>, only: Option<u32>) -> anyhow::Result<Vec<(ServedFile
     if only.is_none() {
         // A disk with partitions is no file system, whatever its first sectors look like.
         let file_system = if found.is_empty() { whole_disk_file_system(image)? } else { None };
-        let contents = Contents { kind: None, file_system, writable };
+        let contents = Contents { file_system, writable, ..Contents::default() };
         served.push((ServedFile::disk(disk), contents));
     }
     let shown: Vec<&Partition> = match only {
@@ -163,7 +163,8 @@ fn served(disk: &Arc<Disk>, only: Option<u32>) -> anyhow::Result<Vec<(ServedFile
     };
     for partition in shown {
         let file_system = file_system(image, partition.range.clone())?;
-        let contents = Contents { kind: Some(partition.kind), file_system, writable };
+        let label = partition.name.clone();
+        let contents = Contents { kind: Some(partition.kind), label, file_system, writable };
         served.push((ServedFile::partition(disk, partition), contents));
     }
     Ok(served)
@@ -244,6 +245,7 @@ fn print(
                 "path": path(file),
                 "size": file.export.size(),
                 "type": contents.kind.map(|kind| kind.to_string()),
+                "label": contents.label,
                 "file_system": contents.file_system.map(|found| found.name),
                 "attach": attach(entry),
             })

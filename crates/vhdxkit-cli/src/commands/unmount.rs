@@ -2,14 +2,14 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
-use vhdxkit::OpenOptions;
 use vhdxkit::log::LogState;
+use vhdxkit::{ErrorKind, OpenOptions};
 use vhdxkit_serve::fuse::{self, MountPoint};
 
 use super::Context;
@@ -33,8 +33,10 @@ pub(crate) fn run(args: &UnmountArgs, context: Context) -> anyhow::Result<()> {
         }
         _ => anyhow!("cannot unmount {}: {e}", directory.display()),
     })?;
-    if let Some(pid) = server {
-        wait_for(pid, &mount)?;
+    match server {
+        Some(pid) => wait_for(pid, &mount)?,
+        // Another user's server does not answer root, and one that has died answers nobody.
+        None => wait_for_lock(&mount)?,
     }
     if mount.writable {
         require_clean(&mount)?;
@@ -104,6 +106,22 @@ fn wait_for(pid: u32, mount: &MountPoint) -> anyhow::Result<()> {
          what was synced is safe",
         mount.source
     )
+}
+
+/// Waits for the lock of a server that is not known.
+fn wait_for_lock(mount: &MountPoint) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let options = OpenOptions::new().without_parents();
+    while let Err(error) = options.open(&mount.source) {
+        if error.kind() != ErrorKind::Locked {
+            break;
+        }
+        if begun.elapsed() > CLOSING[0] {
+            return Err(error).context("unmounted, but the image is not closed yet");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// A server that cannot close the image has nobody left to tell; whoever unmounts must know.
