@@ -201,6 +201,31 @@ fn a_full_medium_is_told_to_the_writer_and_to_the_owner() {
     small.end();
 }
 
+/// The image loses its end while it is served: that part is an error, told to both, and the rest is read.
+#[test]
+fn what_has_vanished_is_an_error_and_the_rest_is_read() {
+    if !possible(&[]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let image = small_disk(&dir, "disk.vhdx");
+    let mounted = Mounted::start(&dir, &image, &[]);
+    let first = write_synced(&mounted, 0, 1);
+    write_synced(&mounted, 20 * MIB, 2);
+    mounted.unmount();
+    let mounted = Mounted::start(&dir, &image, &["--read-only"]);
+    let length = fs::metadata(&image).unwrap().len();
+    File::options().write(true).open(&image).unwrap().set_len(length - 2 * MIB).unwrap();
+    let disk = File::open(mounted.file("disk.raw")).unwrap();
+    let error = disk.read_exact_at(&mut [0; 512], 23 * MIB - 512).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert!(mounted.errors().contains("cannot read"), "{}", mounted.errors());
+    assert!(bytes_of(&mounted.file("disk.raw"), 0, 3 << 20) == first);
+    drop(disk);
+    mounted.signal("TERM");
+    assert_eq!(mounted.ends(), Some(0));
+}
+
 #[test]
 fn what_cannot_be_mounted_is_refused_with_advice() {
     if !possible(&["sfdisk"]) {

@@ -25,27 +25,26 @@ impl Contents {
         words.join(", ")
     }
 
-    /// The command that attaches the file at `file` to `target`; `None` when there are no files in it.
+    /// The command that attaches the file at `file` to `target`; `None` when nothing is known in it that
+    /// could be.
     pub(super) fn attach(&self, file: &Path, target: &str) -> Option<String> {
-        const NO_FILES: [&str; 4] = ["swap", "Linux swap", "Microsoft reserved", "BIOS boot"];
-        let name = self.file_system.map(|found| found.name);
-        let kind = self.kind.and_then(PartitionType::name);
-        if name.or(kind).is_some_and(|name| NO_FILES.contains(&name)) {
-            return None;
-        }
-        if self.kind.is_none() && name.is_none() {
-            return None;
-        }
         let file = quoted(file);
-        Some(match name {
-            Some("NTFS") if !kernel_has("ntfs3") => {
-                let options = if self.writable { "" } else { "-o ro " };
-                format!("sudo ntfs-3g {options}{file} {target}")
+        let read_only = |option: &'static str| if self.writable { "" } else { option };
+        Some(match self.file_system?.name {
+            "swap" | "ReFS" => return None,
+            "NTFS" if !kernel_has("ntfs3") => {
+                format!("sudo ntfs-3g {}{file} {target}", read_only("-o ro "))
             }
-            Some("LVM") => {
-                let options = if self.writable { "" } else { "-r " };
-                format!("sudo losetup {options}-f --show {file} && sudo vgchange -ay")
+            "LVM" => {
+                let option = read_only("-r ");
+                format!("sudo losetup {option}-f --show {file} && sudo vgchange -ay")
             }
+            encrypted @ ("BitLocker" | "LUKS") => format!(
+                "sudo cryptsetup open {}{}{file} disk && sudo mount {}/dev/mapper/disk {target}",
+                read_only("--readonly "),
+                if encrypted == "BitLocker" { "--type bitlk " } else { "" },
+                read_only("-o ro "),
+            ),
             _ => format!("sudo mount -o {} {file} {target}", self.mount_options()),
         })
     }
@@ -102,7 +101,12 @@ mod tests {
         is(contents("ext4", true, false), "sudo mount -o loop,ro,noload /d/p.raw /mnt");
         is(contents("ext4", false, false), "sudo mount -o loop,ro /d/p.raw /mnt");
         is(contents("XFS", false, false), "sudo mount -o loop,ro,norecovery /d/p.raw /mnt");
+        is(
+            contents("BitLocker", false, false),
+            "sudo cryptsetup open --readonly --type bitlk /d/p.raw disk && sudo mount -o ro /dev/mapper/disk /mnt",
+        );
         assert_eq!(attach(contents("swap", false, true)), None);
+        assert_eq!(attach(Contents::default()), None);
         assert_eq!(quoted("/a b/it's".as_ref()), r"'/a b/it'\''s'");
     }
 }

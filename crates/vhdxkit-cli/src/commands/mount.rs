@@ -124,7 +124,9 @@ fn require_fuse() -> anyhow::Result<()> {
 }
 
 fn open(args: &MountArgs) -> anyhow::Result<Image> {
-    let image = args.to_serve().open(&args.image).map_err(|error| {
+    // A server in the background leaves this directory, and a relative path means nothing there.
+    let path = std::path::absolute(&args.image).unwrap_or_else(|_| args.image.clone());
+    let image = args.to_serve().open(path).map_err(|error| {
         let kind = error.io_error().map(io::Error::kind);
         let refused = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
         let unwritable = error.kind() == ErrorKind::Io

@@ -41,8 +41,9 @@ pub enum PartitionType {
 }
 
 /// What people call a type, where it has one name.
-const MBR_NAMES: [(u8, &str); 11] = [
+const MBR_NAMES: [(u8, &str); 12] = [
     (0x05, "extended"),
+    (0x06, "FAT16"),
     (0x07, "NTFS or exFAT"),
     (0x0B, "FAT32"),
     (0x0C, "FAT32"),

@@ -18,7 +18,7 @@ pub struct FileSystem {
 }
 
 /// The file system that fills a disk without partitions, as WSL's disks have it: ext2 to ext4, XFS, btrfs,
-/// NTFS, FAT, exFAT; or LVM, swap. `None` when none of them is recognised.
+/// NTFS, ReFS, FAT, exFAT; or LVM, LUKS, BitLocker, swap. `None` when none of them is recognised.
 ///
 /// # Errors
 /// The disk cannot be read.
@@ -68,6 +68,12 @@ fn recognise(start: &[u8], room: u64) -> Option<FileSystem> {
         found("FAT", sectors.saturating_mul(u64::from(u16_at(at(0xB), 0))))
     } else if at(0x218).starts_with(b"LVM2 001") {
         found("LVM", room)
+    } else if at(3).starts_with(b"-FVE-FS-") {
+        found("BitLocker", room)
+    } else if at(0).starts_with(b"LUKS\xBA\xBE") {
+        found("LUKS", room)
+    } else if at(3).starts_with(b"ReFS\0") {
+        found("ReFS", room)
     } else if at(0xFF6).starts_with(b"SWAPSPACE2") {
         found("swap", room)
     } else {
