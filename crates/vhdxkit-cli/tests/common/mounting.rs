@@ -23,6 +23,11 @@ pub(crate) fn possible(programs: &[&str]) -> bool {
     }
     if fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() != 0) {
         missing.push("the rights of root");
+    } else if !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success()) {
+        missing.push("the right to mount");
+    }
+    if programs.contains(&"losetup") && !Path::new("/dev/loop-control").exists() {
+        missing.push("/dev/loop-control");
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
