@@ -65,7 +65,7 @@ impl Drop for Writer {
 fn promises(mut told: BufReader<std::process::ChildStdout>) -> (usize, usize) {
     let mut text = String::new();
     told.read_to_string(&mut text).unwrap();
-    let flushed = text.lines().filter_map(|line| line.strip_prefix("F ")?.parse().ok()).last();
+    let flushed = text.lines().rev().find_map(|line| line.strip_prefix("F ")?.parse().ok());
     (text.lines().filter(|line| !line.starts_with('F')).count(), flushed.unwrap_or(0))
 }
 
