@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vhdxkit::{OpenOptions, ParentPolicy};
 
 use super::parse_size;
@@ -24,7 +25,9 @@ pub(crate) struct ServeArgs {
     /// ends, or, with `--snapshot=CHILD`, in a new child image that stays.
     #[arg(
         long, value_name = "CHILD", num_args = 0..=1, require_equals = true,
-        default_missing_value = "", conflicts_with = "read_only"
+        default_missing_value = "", conflicts_with = "read_only",
+        // The one for paths refuses the empty text, by which we know that no child was named.
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
     )]
     pub(crate) snapshot: Option<PathBuf>,
     /// Memory for what is written to a snapshot without a child image.

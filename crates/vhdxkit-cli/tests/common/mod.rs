@@ -1,6 +1,8 @@
 //! Running the built command in a folder of one's own.
 #![allow(dead_code)]
 
+pub(crate) mod server;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
@@ -111,6 +113,16 @@ pub(crate) fn vhdx(arguments: &[&str]) -> Run {
     Run(Run::command(arguments).output().unwrap())
 }
 
+/// Runs another program for a minute at most; `None`, visibly, where it is not installed.
+pub(crate) fn peer(program: &str, arguments: &[&str]) -> Option<Run> {
+    let output = Command::new("timeout").arg("60").arg(program).args(arguments).output().unwrap();
+    if output.status.code() == Some(127) {
+        eprintln!("skipped: {program} is not installed");
+        return None;
+    }
+    Some(Run(output))
+}
+
 impl Run {
     /// The command, not yet started.
     pub(crate) fn command(arguments: &[&str]) -> Command {
@@ -120,14 +132,21 @@ impl Run {
     }
 
     fn expect(self, code: i32) -> Output {
-        let errors = String::from_utf8_lossy(&self.0.stderr);
-        assert_eq!(self.0.status.code(), Some(code), "stderr: {errors}");
+        let [errors, told] = [&self.0.stderr, &self.0.stdout].map(|b| String::from_utf8_lossy(b));
+        assert_eq!(self.0.status.code(), Some(code), "stderr: {errors}\nstdout: {told}");
         self.0
     }
 
     /// Exit status 0; what was printed.
     pub(crate) fn succeeds(self) -> String {
         self.exits_with(0)
+    }
+
+    /// Exit status 0; what was printed on stdout and on stderr.
+    pub(crate) fn succeeds_with_errors(self) -> (String, String) {
+        let output = self.expect(0);
+        let [told, errors] = [output.stdout, output.stderr].map(|b| String::from_utf8(b).unwrap());
+        (told, errors)
     }
 
     /// Exit status 0; the bytes that were written.
@@ -138,6 +157,15 @@ impl Run {
     /// This exit status; what was printed on stdout.
     pub(crate) fn exits_with(self, code: i32) -> String {
         String::from_utf8(self.expect(code).stdout).unwrap()
+    }
+
+    /// Any exit status but 0, and no signal; all that was printed.
+    pub(crate) fn fails(self) -> String {
+        let text = [&*self.0.stdout, &*self.0.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        // 124 is a program that had to be ended.
+        assert!(!matches!(self.0.status.code(), Some(0 | 124) | None), "{}: {text}", self.0.status);
+        text
     }
 
     /// This exit status; what was printed on stderr.

@@ -63,6 +63,9 @@ pub(super) fn open_all(args: &ServeArgs, tell: &Arc<Tell>) -> anyhow::Result<Vec
             None if several => stem.into_owned(),
             None => String::new(),
         };
+        if all.iter().any(|other: &Served| other.name == name) {
+            bail!("two images would be the export '{name}': name all of them with --export");
+        }
         all.push(open(args, path, name, tell).with_context(|| cannot_serve(path))?);
     }
     Ok(all)
@@ -95,10 +98,10 @@ fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, b
         the_partition(&options.open(path)?, number)?;
     }
     match &args.snapshot {
-        _ if args.read_only => Ok((options.open(path)?, "read-only".to_owned(), false)),
+        _ if args.read_only => Ok((look_at(&options, path)?, "read-only".to_owned(), false)),
         None => {
             // Looked at first: an image that cannot be served is not even replayed.
-            drop(options.open(path)?);
+            drop(look_at(&options, path)?);
             let image = options.write(true).open(path)?;
             warn_of_change_tracking(path);
             Ok((image, "read and write".to_owned(), false))
@@ -115,10 +118,23 @@ fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, b
     }
 }
 
+/// Opens an image for reading. Clients of a child without its parent would meet errors in every other place.
+fn look_at(options: &OpenOptions, path: &Path) -> anyhow::Result<Image> {
+    let image = options.open(path)?;
+    if let Some(orphan) = image.layers().last().filter(|last| last.parent_locator().is_some()) {
+        let orphan = orphan.path().unwrap_or(path).display();
+        bail!(
+            "{orphan} is a child, and a server opens no parent that it is not told: name it with \
+             --parent (`vhdx info --chain` lists them)"
+        );
+    }
+    Ok(image)
+}
+
 /// The image, open for writing, with all that is written kept in memory.
 fn in_memory(options: OpenOptions, path: &Path, room: u64) -> anyhow::Result<Image> {
     // Opened by its path the image finds its parents; they are then named to the one in memory.
-    let found = options.open(path)?;
+    let found = look_at(&options, path)?;
     let options = with_parents_of(options, &found, 1);
     drop(found);
     let file = FileStorage::open(path, OpenMode::ReadOnly { force_share: false })?;
@@ -128,7 +144,7 @@ fn in_memory(options: OpenOptions, path: &Path, room: u64) -> anyhow::Result<Ima
 
 /// A new child of the image, open for writing.
 fn in_child(options: OpenOptions, path: &Path, child: &Path) -> anyhow::Result<Image> {
-    let base = options.open(path)?;
+    let base = look_at(&options, path)?;
     let options = with_parents_of(options, &base, 0);
     CreateOptions::child_of(&base)?.create(child).context("cannot make the snapshot's child")?;
     drop(base);
