@@ -58,6 +58,16 @@ enum Way {
 }
 
 impl Way {
+    /// In turn.
+    const ALL: [Self; 6] = [
+        Self::MachineThenServer,
+        Self::ServerThenMachine,
+        Self::MachineOnly,
+        Self::ServerThenMachine,
+        Self::ServerLongBefore,
+        Self::MachineThenServer,
+    ];
+
     fn words(self) -> &'static str {
         match self {
             Self::MachineThenServer => "the machine and at once the server",
@@ -133,7 +143,7 @@ impl Run<'_> {
         if server.has_ended() || machine.process.has_ended() {
             return Err("a process has ended by itself".to_owned());
         }
-        self.kill(&mut machine, &mut server)
+        self.kill(number, &mut machine, &mut server)
     }
 
     /// Boots to look at what the last kill has left, and ends well.
@@ -242,15 +252,13 @@ impl Run<'_> {
         }
     }
 
-    fn kill(&mut self, machine: &mut Machine, server: &mut Process) -> Result<(), String> {
-        let way = self.random.one_of(&[
-            Way::MachineThenServer,
-            Way::ServerThenMachine,
-            Way::MachineThenServer,
-            Way::ServerThenMachine,
-            Way::ServerLongBefore,
-            Way::MachineOnly,
-        ]);
+    fn kill(
+        &mut self,
+        number: u64,
+        machine: &mut Machine,
+        server: &mut Process,
+    ) -> Result<(), String> {
+        let way = Way::ALL[number as usize % Way::ALL.len()];
         let short = self.moment(0, 30);
         let long = self.moment(300, 2000);
         match way {
