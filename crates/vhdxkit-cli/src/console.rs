@@ -62,6 +62,20 @@ pub(crate) fn stop_on_signal() {
     });
 }
 
+/// From now on Ctrl-C and SIGTERM have `end` called, in a thread of its own; a second one ends the process
+/// at once.
+#[cfg(target_os = "linux")]
+pub(crate) fn end_on_signal(mut end: impl FnMut() + Send + 'static) {
+    let mut first = true;
+    // A handler that cannot be set leaves the system's: then the end is that of a kill.
+    let _ = ctrlc::set_handler(move || {
+        if !std::mem::take(&mut first) {
+            std::process::exit(130);
+        }
+        end();
+    });
+}
+
 /// A progress bar on stderr; nothing when stderr is no terminal or the user wants quiet.
 pub(crate) struct Bar(ProgressBar);
 

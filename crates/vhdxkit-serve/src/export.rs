@@ -279,18 +279,21 @@ impl Export {
         let (Some(offset), Some(file)) = (extent.file_offset, file) else {
             return Ok(run(extent.start, extent.length, false));
         };
+        // Clients are told of whole sectors; a file system's holes may begin and end inside of one.
+        let sector = u64::from(self.sector_size());
         let mut done = 0;
         while done < extent.length {
             let at = offset + done;
             let data =
                 file.next_data(at).map_err(|e| Error::io("cannot map the file's holes", at, e));
             let data = data?.unwrap_or(u64::MAX..u64::MAX);
-            let (next, hole) = match data.start <= at {
-                true => (data.end, false),
-                false => (data.start, true),
+            let hole = (data.start.saturating_sub(at) / sector * sector).min(extent.length - done);
+            let data = (data.end.max(at + 1) - at).checked_next_multiple_of(sector);
+            let length = match hole {
+                0 => data.unwrap_or(u64::MAX).min(extent.length - done),
+                hole => hole,
             };
-            let length = (next - at).min(extent.length - done);
-            if run(extent.start + done, length, hole).is_break() {
+            if run(extent.start + done, length, hole > 0).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             done += length;

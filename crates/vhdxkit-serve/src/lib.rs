@@ -10,6 +10,7 @@
 
 mod disk;
 mod export;
+pub mod nbd;
 mod trouble;
 
 pub use disk::Disk;

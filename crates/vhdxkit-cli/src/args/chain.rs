@@ -110,7 +110,7 @@ pub(crate) struct SetWhat {
     pub(crate) physical_sector_size: Option<u32>,
 }
 
-fn parse_policy(text: &str) -> Result<ParentPolicy, String> {
+pub(super) fn parse_policy(text: &str) -> Result<ParentPolicy, String> {
     match (text, text.strip_prefix("beneath=")) {
         ("follow", _) => Ok(ParentPolicy::Follow),
         ("deny", _) => Ok(ParentPolicy::Deny),

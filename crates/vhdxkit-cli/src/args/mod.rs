@@ -2,6 +2,8 @@
 
 mod chain;
 mod making;
+#[cfg(target_os = "linux")]
+mod serving;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_a
 pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
+#[cfg(target_os = "linux")]
+pub(crate) use serving::{PlaceArgs, ServeArgs};
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -25,7 +29,8 @@ Examples:
   vhdx create disk.vhdx 64G           a new disk
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
   vhdx merge newest.avhdx             fold a checkpoint into its parent
-  vhdx relink work.avhdx --parent P   repair a link to a parent that was moved";
+  vhdx relink work.avhdx --parent P   repair a link to a parent that was moved
+  vhdx serve disk.vhdx                a disk for a virtual machine, over NBD";
 
 const TOP_NOTES: &str = "\
 Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes), or 0x hexadecimal.
@@ -187,6 +192,21 @@ Examples:
 
 Exit status: 0 the same, 3 different, 1 one could not be read, 4 one is in use, 5 a parent is missing.")]
     Compare(CompareArgs),
+    /// Serve disks to virtual machines and tools, over NBD.
+    #[cfg(target_os = "linux")]
+    #[command(before_help = "\
+Examples:
+  vhdx serve disk.vhdx                           on a socket of its own, which it prints
+  vhdx serve --read-only crashed.vhdx            log replayed in memory, nothing changed
+  vhdx serve disk.vhdx --run 'nbdcopy $uri d.raw'
+  vhdx serve disk.vhdx --unix /run/disk.sock --detach --pid-file /run/disk.pid
+  vhdx serve --snapshot disk.vhdx                try things: what is written is forgotten
+  vhdx serve newest.avhdx --parent base.vhdx     a checkpoint
+
+It runs until Ctrl-C or SIGTERM: requests under way are finished and the image is left clean. A second \
+signal ends it at once; the image is then dirty, and opens with everything that was flushed. Whatever \
+kills it, the same is true.")]
+    Serve(ServeArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
 Examples:
@@ -223,6 +243,8 @@ impl Command {
                 "what the child shows: it finds its parent, and merging again goes on where this stopped"
             }
             Self::Relink(_) | Self::Set(_) => "the guest's data",
+            #[cfg(target_os = "linux")]
+            Self::Serve(_) => "anything but what clients wrote; what was flushed for them is safe",
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }

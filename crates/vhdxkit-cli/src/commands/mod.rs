@@ -17,6 +17,8 @@ mod new_file;
 mod read;
 mod relink;
 mod resize;
+#[cfg(target_os = "linux")]
+mod serve;
 mod set;
 mod write;
 
@@ -55,6 +57,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Set(args) => set::run(&args, context).map(done),
         Command::Convert(args) => convert::run(&args, context).map(done),
         Command::Compare(args) => compare::run(&args, context),
+        #[cfg(target_os = "linux")]
+        Command::Serve(args) => serve::run(&args, context),
         Command::Completions { shell } => generate::completions(shell).map(done),
         Command::Man { dir } => generate::man_pages(&dir).map(done),
     }

@@ -1,0 +1,128 @@
+//! The images that are served: opened for reading, for writing, or so that they stay as they are.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use vhdxkit::storage::{FileStorage, OpenMode, Overlay};
+use vhdxkit::{CreateOptions, Image, OpenOptions};
+use vhdxkit_serve::{Disk, Export, Tell};
+
+use super::super::write::warn_of_change_tracking;
+use crate::args::{ServeArgs, warn};
+use crate::console::size;
+
+/// An image, and how clients see it.
+pub(super) struct Served {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) export: Export,
+    /// Where writes go, in words.
+    pub(super) writes: String,
+    /// What was written is gone with the server.
+    fleeting: bool,
+}
+
+impl Served {
+    /// What clients are told of it.
+    pub(super) fn description(&self) -> String {
+        format!("{}, {}", self.path.display(), size(self.export.size()))
+    }
+
+    /// Leaves the image clean.
+    pub(super) fn close(&self) -> anyhow::Result<()> {
+        if self.fleeting {
+            return Ok(());
+        }
+        let path = self.path.display();
+        self.export.disk().close().with_context(|| {
+            format!("{path} is left dirty: it opens with everything that was flushed")
+        })
+    }
+}
+
+/// Opens all images that are to be served.
+pub(super) fn open_all(args: &ServeArgs, tell: &Arc<Tell>) -> anyhow::Result<Vec<Served>> {
+    let several = args.images.len() > 1;
+    if !args.names.is_empty() && args.names.len() != args.images.len() {
+        bail!("{} images need as many --export names, or none", args.images.len());
+    }
+    if several && !args.open.named.is_empty() {
+        bail!("--parent goes with a single image; --parents beneath=DIR goes with several");
+    }
+    if several && args.snapshot.as_ref().is_some_and(|child| !child.as_os_str().is_empty()) {
+        bail!("--snapshot=CHILD goes with a single image; --snapshot alone goes with several");
+    }
+    let mut all = Vec::new();
+    for (at, path) in args.images.iter().enumerate() {
+        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        let name = match args.names.get(at) {
+            Some(name) => name.clone(),
+            None if several => stem.into_owned(),
+            None => String::new(),
+        };
+        all.push(open(args, path, name, tell).with_context(|| cannot_serve(path))?);
+    }
+    Ok(all)
+}
+
+fn cannot_serve(path: &Path) -> String {
+    format!("cannot serve {}", path.display())
+}
+
+fn open(args: &ServeArgs, path: &Path, name: String, tell: &Arc<Tell>) -> anyhow::Result<Served> {
+    let (image, writes, fleeting) = open_image(args, path)?;
+    warn(path, &image);
+    let disk = Disk::new(image, Arc::clone(tell));
+    let export = Export::whole(disk);
+    Ok(Served { name, path: path.to_path_buf(), export, writes, fleeting })
+}
+
+fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, bool)> {
+    let options = args.open.options();
+    match &args.snapshot {
+        _ if args.read_only => Ok((options.open(path)?, "read-only".to_owned(), false)),
+        None => {
+            // Looked at first: an image that cannot be served is not even replayed.
+            drop(options.open(path)?);
+            let image = options.write(true).open(path)?;
+            warn_of_change_tracking(path);
+            Ok((image, "read and write".to_owned(), false))
+        }
+        Some(child) if child.as_os_str().is_empty() => {
+            let image = in_memory(options, path, args.snapshot_memory)?;
+            let room = size(args.snapshot_memory);
+            Ok((image, format!("writes stay in memory, up to {room}, and are lost"), true))
+        }
+        Some(child) => {
+            let image = in_child(options, path, child)?;
+            Ok((image, format!("writes go to {}", child.display()), false))
+        }
+    }
+}
+
+/// The image, open for writing, with all that is written kept in memory.
+fn in_memory(options: OpenOptions, path: &Path, room: u64) -> anyhow::Result<Image> {
+    // Opened by its path the image finds its parents; they are then named to the one in memory.
+    let found = options.open(path)?;
+    let options = with_parents_of(options, &found, 1);
+    drop(found);
+    let file = FileStorage::open(path, OpenMode::ReadOnly { force_share: false })?;
+    let overlay = Overlay::new(Arc::new(file))?.with_room_for(room);
+    Ok(options.write(true).open_storage(Arc::new(overlay))?)
+}
+
+/// A new child of the image, open for writing.
+fn in_child(options: OpenOptions, path: &Path, child: &Path) -> anyhow::Result<Image> {
+    let base = options.open(path)?;
+    let options = with_parents_of(options, &base, 0);
+    CreateOptions::child_of(&base)?.create(child).context("cannot make the snapshot's child")?;
+    drop(base);
+    Ok(options.write(true).open(child)?)
+}
+
+/// Names the layers of a chain from a depth on as parents.
+fn with_parents_of(options: OpenOptions, image: &Image, depth: usize) -> OpenOptions {
+    let paths = image.layers().skip(depth).filter_map(Image::path);
+    paths.fold(options.without_parents(), |options, path| options.parent(path))
+}
