@@ -12,7 +12,7 @@ use vhdxkit_testkit::random::Random;
 use super::CLIENTS;
 use super::client::{Common, talk};
 use super::ledger::Ledger;
-use crate::kill::trace::phase_of;
+use crate::kill::trace::{Phase, phase_of};
 use crate::kill::verdict::{Allowed, all_zeros, have_qemu, verify};
 use crate::kill::{self, DISK};
 
@@ -63,15 +63,12 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
             options.create(&image).map_err(|e| e.to_string())?;
             allowed = all_zeros();
         }
-        // One in ten dies while it opens, if there is anything to be replayed.
-        let early = round % 10 == 9;
-        let delay = if early { random.below(9_000) } else { 5_000 + random.below(60_000) };
         let number = plan.seed * 100_000 + round;
-        let result = one(plan, number, Duration::from_micros(delay), early, &allowed, &mut report)
-            .and_then(|now_allowed| {
-                allowed = now_allowed;
-                verify(&image, &mut allowed, &mut report.kills)
-            });
+        let aim = Aim::of(round, &mut random);
+        let result = one(plan, number, aim, &allowed, &mut report).and_then(|now_allowed| {
+            allowed = now_allowed;
+            verify(&image, &mut allowed, &mut report.kills)
+        });
         if let Err(error) = result {
             report.kills.failures.push(format!("round {round}, seed {}: {error}", plan.seed));
             break;
@@ -85,8 +82,7 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
 fn one(
     plan: &Plan,
     round: u64,
-    delay: Duration,
-    early: bool,
+    aim: Aim,
     before: &Allowed,
     report: &mut Report,
 ) -> Result<Allowed, String> {
@@ -106,8 +102,7 @@ fn one(
         let common = &common;
         let clients: Vec<_> =
             (0..CLIENTS).map(|number| scope.spawn(move || talk(common, number))).collect();
-        wait_for_begin(common, early.then_some(&*phases));
-        std::thread::sleep(delay);
+        aim.wait(common, &phases);
         common.killed.store(true, Ordering::Release);
         let _ = server.kill();
         let mut ends = clients.into_iter().map(|client| client.join());
@@ -132,18 +127,59 @@ fn start(plan: &Plan) -> Result<Child, String> {
     server.map_err(|e| format!("cannot start the server: {e}"))
 }
 
-/// The clock starts when it has begun to open the image, or when the first request is sent.
-fn wait_for_begin(common: &Common, phases: Option<&Path>) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < until {
-        let begun = match phases {
-            Some(phases) => phases.exists(),
-            None => common.ledger().now() > 0,
-        };
-        if begun {
-            break;
+/// When a server is killed.
+#[derive(Debug, Clone, Copy)]
+enum Aim {
+    /// So long after it has begun to open the image.
+    Opening(Duration),
+    /// So long after the first request.
+    Working(Duration),
+    /// When it has been open for so long, and then is seen doing this.
+    Doing(Duration, Phase),
+}
+
+impl Aim {
+    /// One in ten dies while it opens, if there is anything to be replayed. What takes a short time or comes
+    /// seldom is waited for, or hardly a kill would fall into it.
+    fn of(round: u64, random: &mut Random) -> Self {
+        let mut micros =
+            |least: u64, most: u64| Duration::from_micros(least + random.below(most - least));
+        match round % 10 {
+            9 => Self::Opening(micros(0, 4_000)),
+            2 | 7 => Self::Doing(micros(5_000, 60_000), Phase::Checkpoint),
+            // Each server writes headers when it begins to write; then only with checkpoints.
+            4 => Self::Doing(Duration::ZERO, Phase::Header),
+            5 => Self::Doing(micros(5_000, 60_000), Phase::Log),
+            _ => Self::Working(micros(5_000, 65_000)),
         }
-        std::thread::sleep(Duration::from_micros(200));
+    }
+
+    fn wait(self, common: &Common, phases: &Path) {
+        // A log holds a few hundred flushes, then comes a checkpoint.
+        let until = Instant::now() + Duration::from_secs(3);
+        let wait_for = |begun: &dyn Fn() -> bool| {
+            while Instant::now() < until && !begun() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        };
+        match self {
+            Self::Opening(delay) => {
+                wait_for(&|| phases.exists());
+                std::thread::sleep(delay);
+            }
+            Self::Working(delay) => {
+                wait_for(&|| common.ledger().now() > 0);
+                std::thread::sleep(delay);
+            }
+            Self::Doing(delay, phase) => {
+                wait_for(&|| phases.exists() && phase_of(phases) != Phase::Open);
+                std::thread::sleep(delay);
+                // No sleep here: it may be over in a few microseconds.
+                while Instant::now() < until && phase_of(phases) != phase {
+                    std::thread::yield_now();
+                }
+            }
+        }
     }
 }
 
