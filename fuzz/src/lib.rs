@@ -2,3 +2,4 @@
 //! project's ordinary tests include as well, to replay the corpus without a fuzzer.
 
 pub mod harness;
+pub mod session;

@@ -31,6 +31,7 @@ mod handshake;
 mod listener;
 mod offer;
 mod protocol;
+mod rehearsal;
 mod replies;
 mod requests;
 mod server;

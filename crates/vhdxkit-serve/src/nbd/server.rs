@@ -20,8 +20,6 @@ use super::tls::Tls;
 use super::wire::{Bell, Socket, Stream, wait_for};
 use super::workers::Workers;
 
-/// A client that has not chosen its export by then is cut off.
-const HANDSHAKE: Duration = Duration::from_secs(30);
 /// When the server stops, clients have so long to take their last replies.
 const LAST_REPLIES: Duration = Duration::from_secs(10);
 /// Of a client's thread. All of its large memory is elsewhere.
@@ -36,6 +34,7 @@ pub struct Options {
     insecure: bool,
     once: bool,
     most_clients: usize,
+    handshake: Duration,
     tell: Arc<Tell>,
 }
 
@@ -47,6 +46,7 @@ impl Default for Options {
             insecure: false,
             once: false,
             most_clients: 4096,
+            handshake: Duration::from_secs(30),
             tell: Arc::new(|_: &str| {}),
         }
     }
@@ -95,6 +95,13 @@ impl Options {
         self
     }
 
+    /// A client that has not chosen its export within this time is cut off; 30 seconds without this.
+    #[must_use]
+    pub fn handshake_within(mut self, time: Duration) -> Self {
+        self.handshake = time;
+        self
+    }
+
     /// Tells of clients that were cut off, in words for whoever runs the server.
     #[must_use]
     pub fn tell(mut self, tell: Arc<Tell>) -> Self {
@@ -128,6 +135,7 @@ struct Shared {
     insecure: bool,
     once: bool,
     most_clients: usize,
+    handshake: Duration,
     tell: Arc<Tell>,
     stopping: AtomicBool,
     /// To whoever accepts: the server is to stop, or a client has gone.
@@ -223,6 +231,7 @@ impl Server {
             insecure: options.insecure,
             once: options.once,
             most_clients: options.most_clients,
+            handshake: options.handshake,
             tell: options.tell,
             stopping: AtomicBool::new(false),
             bell: Bell::new()?,
@@ -231,6 +240,11 @@ impl Server {
             cut_off: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// All that serving one client takes.
+    pub(super) fn stage(&self) -> (&House, &AtomicBool) {
+        (&self.shared.house, &self.shared.stopping)
     }
 
     /// What stops this server.
@@ -337,7 +351,7 @@ impl Server {
                 return shared.tell_cut_off(&error.to_string());
             }
         };
-        let deadline = Some(Instant::now() + HANDSHAKE);
+        let deadline = Some(Instant::now() + shared.handshake);
         clients.all.insert(number, Client { socket: known, deadline });
         drop(clients);
         let leave = Leave { shared: Arc::clone(&shared), number };

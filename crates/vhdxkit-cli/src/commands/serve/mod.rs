@@ -10,6 +10,8 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vhdxkit_serve::{Tell, nbd};
 
 use super::Context;
@@ -66,10 +68,11 @@ fn run_beside(
     let uri = place.uri(name).unwrap_or_default();
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(command).env("uri", &uri).env("nbd", &uri).env("exportname", name);
-    let socket = place.socket.as_ref().map(PathBuf::as_path).unwrap_or(Path::new(""));
+    let socket = place.socket.as_deref().unwrap_or(Path::new(""));
     shell.env("unixsocket", socket);
     shell.env("port", place.port.map_or_else(String::new, |port| port.to_string()));
     let mut child = shell.spawn()?;
+    let pid = child.id();
     let stopper = server.stopper();
     let waiting = std::thread::spawn(move || {
         let status = child.wait();
@@ -77,6 +80,11 @@ fn run_beside(
         status
     });
     let served = server.run(listeners);
+    if !waiting.is_finished() {
+        // The server was told to end. What runs beside it has lost its disk, and is told as well.
+        let pid = i32::try_from(pid).map(Pid::from_raw).map_err(io::Error::other)?;
+        let _ = kill(pid, Signal::SIGTERM);
+    }
     let status =
         waiting.join().map_err(|_| io::Error::other("waiting for the command failed"))??;
     served?;

@@ -123,7 +123,7 @@ fn listen_on(text: &str, protected: bool) -> anyhow::Result<Vec<Listener>> {
 
 /// `ADDRESS:PORT`, `ADDRESS`, `:PORT` or `PORT`.
 fn resolve(text: &str) -> std::io::Result<Vec<SocketAddr>> {
-    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
+    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
         return Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
     }
     if let Ok(ip) = text.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
