@@ -55,7 +55,7 @@ enum Command {
         parts: Option<std::path::PathBuf>,
     },
     /// Kill a server under clients that remember what was acknowledged.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", feature = "serve"))]
     ServeKill {
         /// How often.
         #[arg(long, default_value_t = 20)]
@@ -68,7 +68,7 @@ enum Command {
         server: Option<std::path::PathBuf>,
     },
     /// The server that is killed.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", feature = "serve"))]
     #[command(hide = true)]
     Server {
         /// Where the image lies.
@@ -124,9 +124,9 @@ fn main() -> ExitCode {
         Command::Crash(arguments) => return crash(arguments),
         #[cfg(unix)]
         Command::Kill { runs, seed } => kill(runs, seed),
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", feature = "serve"))]
         Command::ServeKill { runs, seed, server } => serve_kill(runs, seed, server),
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", feature = "serve"))]
         Command::Server { folder } => vhdxkit_sim::served::server::work(&folder),
         #[cfg(unix)]
         Command::Machine { rounds, seed, vhdx, parts } => machine(rounds, seed, vhdx, parts),
@@ -170,7 +170,7 @@ fn conclude(
     Ok(())
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "serve"))]
 fn serve_kill(runs: u64, seed: u64, server: Option<std::path::PathBuf>) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let ours = (std::env::current_exe().map_err(|e| e.to_string())?, vec!["server".to_owned()]);

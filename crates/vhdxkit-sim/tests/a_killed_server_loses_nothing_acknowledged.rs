@@ -1,6 +1,6 @@
 //! A server is killed under clients that remember what it acknowledged: all of that is there, in QEMU's
 //! eyes too.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "serve"))]
 
 use std::process::Command;
 

@@ -9,7 +9,7 @@
 mod client;
 mod ledger;
 mod run;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "serve"))]
 pub mod server;
 
 pub use run::{Plan, Report, run};
