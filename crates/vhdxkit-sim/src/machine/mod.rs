@@ -1,11 +1,11 @@
 //! A whole guest on a disk that `vhdx serve` hands out, killed again and again.
 //!
-//! The guest is a small Linux under QEMU's software emulation ([`initramfs`] puts it together from the
-//! [`parts`] that `scripts/install-guest` fetches). It boots, lets ext4 recover its journal, tells the
+//! The guest is a small Linux under QEMU's software emulation (`initramfs` puts it together from the
+//! `parts` that `scripts/install-guest` fetches). It boots, lets ext4 recover its journal, tells the
 //! checksum of every file, runs `e2fsck`, and then does what the host tells it over its console: files are
 //! written, replaced, overwritten in place, deleted, each with fsync, some without, and free space is
-//! trimmed. The host remembers what was asked for and what was answered ([`memory`]). At a random moment it
-//! kills ([`run`]) the machine and the server ([`console`]), and the next boot must show every file that
+//! trimmed. The host remembers what was asked for and what was answered (`memory`). At a random moment it
+//! kills ([`run`]) the machine and the server (`console`), and the next boot must show every file that
 //! was answered for.
 
 mod console;

@@ -112,7 +112,8 @@ impl Session<'_> {
         let start = block * BLOCK;
         let unit = start + self.random.one_of(&UNITS) * UNIT;
         let fua = if self.random.below(4) == 0 { flag::FUA } else { 0 };
-        let no_hole = if self.random.below(2) == 0 { flag::NO_HOLE } else { 0 };
+        // A block of zeros that keep their space is a long write: few, or most kills would fall into them.
+        let no_hole = if self.random.below(8) == 0 { flag::NO_HOLE } else { 0 };
         let (request, asked) = match self.random.below(24) {
             0 => self.change(Request::new(command::TRIM, start, BLOCK as u32), Deed::Put(0), fua),
             1 => self.change(Request::new(command::TRIM, unit, UNIT as u32), Deed::MayZero, fua),
@@ -125,11 +126,11 @@ impl Session<'_> {
                 let sent = self.common.ledger().ask();
                 (Request::new(command::READ, unit, UNIT as u32), Asked::Read { unit, sent })
             }
-            6..=13 => {
+            6..=15 => {
                 let sent = self.common.ledger().ask();
                 (Request::flush(), Asked::Flush { sent })
             }
-            14 if block + 1 < DISK / BLOCK => self.write(start + BLOCK - UNIT, 2 * UNIT, fua),
+            16 if block + 1 < DISK / BLOCK => self.write(start + BLOCK - UNIT, 2 * UNIT, fua),
             _ => self.write(unit, UNIT, fua),
         };
         self.asked.insert(cookie, asked);

@@ -150,6 +150,7 @@ impl Aim {
             // Each server writes headers when it begins to write; then only with checkpoints.
             4 => Self::Doing(Duration::ZERO, Phase::Header),
             5 => Self::Doing(micros(5_000, 60_000), Phase::Log),
+            3 => Self::Doing(micros(5_000, 60_000), Phase::Sync),
             _ => Self::Working(micros(5_000, 65_000)),
         }
     }
