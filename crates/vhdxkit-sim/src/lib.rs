@@ -4,7 +4,8 @@
 //! what was done since the last sync; it begins at a [`start`], some of them children of a parent with
 //! data. From each such window [`states`] makes what a power loss or a kill could leave on a
 //! kind of [`device`]; each different one is opened, recovered and judged by [`check`] against the guest's [`model`]. A
-//! [`campaign`] does that for each [`class`] of workloads and counts. [`kill`] does it to a real process.
+//! [`campaign`] does that for each [`class`] of workloads and counts. [`kill`] does it to a real process, [`served`] to
+//! a server under its clients, [`machine`] to a whole guest and the server that its disk comes from.
 
 pub mod campaign;
 pub mod check;
@@ -15,9 +16,13 @@ pub mod disk;
 pub mod guest;
 #[cfg(unix)]
 pub mod kill;
+#[cfg(unix)]
+pub mod machine;
 pub mod medium;
 pub mod merge;
 pub mod model;
+#[cfg(unix)]
+pub mod served;
 pub mod start;
 pub mod states;
 pub mod tally;

@@ -16,7 +16,9 @@ Examples:
   vhdxkit-sim crash --states 150000                  the long run: over a million distinct images
   vhdxkit-sim crash --device LyingSync               what a disk makes of it whose syncs do nothing
   vhdxkit-sim crash --class Long --only 17 --seed 5  one workload again
-  vhdxkit-sim kill --runs 200                        a real process, killed 200 times")]
+  vhdxkit-sim kill --runs 200                        a real process, killed 200 times
+  vhdxkit-sim serve-kill --runs 200                  a server, killed 200 times under its clients
+  vhdxkit-sim machine --rounds 20                    a whole guest and its disk's server, killed 20 times")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,6 +37,42 @@ enum Command {
         /// Seed of everything that is chosen.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Kill a whole guest, and the server that its disk comes from.
+    #[cfg(unix)]
+    Machine {
+        /// How often.
+        #[arg(long, default_value_t = 3)]
+        rounds: u64,
+        /// Seed of everything that is chosen.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The command vhdx; the one beside this program without it.
+        #[arg(long)]
+        vhdx: Option<std::path::PathBuf>,
+        /// What scripts/install-guest has fetched; guest/ in cargo's target folder without it.
+        #[arg(long)]
+        parts: Option<std::path::PathBuf>,
+    },
+    /// Kill a server under clients that remember what was acknowledged.
+    #[cfg(all(target_os = "linux", feature = "serve"))]
+    ServeKill {
+        /// How often.
+        #[arg(long, default_value_t = 20)]
+        runs: u64,
+        /// Seed of everything that is chosen.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Another server than ours, to see what it makes of it: a program that is given the folder.
+        #[arg(long)]
+        server: Option<std::path::PathBuf>,
+    },
+    /// The server that is killed.
+    #[cfg(all(target_os = "linux", feature = "serve"))]
+    #[command(hide = true)]
+    Server {
+        /// Where the image lies.
+        folder: std::path::PathBuf,
     },
     /// The process that is killed.
     #[cfg(unix)]
@@ -86,6 +124,12 @@ fn main() -> ExitCode {
         Command::Crash(arguments) => return crash(arguments),
         #[cfg(unix)]
         Command::Kill { runs, seed } => kill(runs, seed),
+        #[cfg(all(target_os = "linux", feature = "serve"))]
+        Command::ServeKill { runs, seed, server } => serve_kill(runs, seed, server),
+        #[cfg(all(target_os = "linux", feature = "serve"))]
+        Command::Server { folder } => vhdxkit_sim::served::server::work(&folder),
+        #[cfg(unix)]
+        Command::Machine { rounds, seed, vhdx, parts } => machine(rounds, seed, vhdx, parts),
         #[cfg(unix)]
         Command::Worker { folder, round } => vhdxkit_sim::kill::worker::work(&folder, round),
     };
@@ -106,6 +150,16 @@ fn kill(runs: u64, seed: u64) -> Result<(), String> {
     let plan = vhdxkit_sim::kill::Plan { runs, seed, worker, folder: folder.path().to_path_buf() };
     let report = vhdxkit_sim::kill::run(&plan)?;
     print!("{}", report.table());
+    conclude(&report, runs, folder)
+}
+
+/// Whether the promise was kept, and put to the test.
+#[cfg(unix)]
+fn conclude(
+    report: &vhdxkit_sim::kill::Report,
+    runs: u64,
+    folder: tempfile::TempDir,
+) -> Result<(), String> {
     if let Some(failure) = report.failures.first() {
         let kept = folder.keep();
         return Err(format!("{failure}; the evidence is in {}", kept.display()));
@@ -114,6 +168,46 @@ fn kill(runs: u64, seed: u64) -> Result<(), String> {
         return Err("fewer than half of the kills were inside a flush".to_owned());
     }
     Ok(())
+}
+
+#[cfg(all(target_os = "linux", feature = "serve"))]
+fn serve_kill(runs: u64, seed: u64, server: Option<std::path::PathBuf>) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let ours = (std::env::current_exe().map_err(|e| e.to_string())?, vec!["server".to_owned()]);
+    let server = server.map_or(ours, |program| (program, Vec::new()));
+    let plan =
+        vhdxkit_sim::served::Plan { runs, seed, server, folder: folder.path().to_path_buf() };
+    let report = vhdxkit_sim::served::run(&plan)?;
+    print!("{}", report.table());
+    conclude(&report.kills, runs, folder)
+}
+
+#[cfg(unix)]
+fn machine(
+    rounds: u64,
+    seed: u64,
+    vhdx: Option<std::path::PathBuf>,
+    parts: Option<std::path::PathBuf>,
+) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let beside = |path: &str| program.parent().unwrap_or(&program).join(path);
+    let plan = vhdxkit_sim::machine::Plan {
+        rounds,
+        seed,
+        vhdx: vhdx.unwrap_or_else(|| beside("vhdx")),
+        parts: parts.unwrap_or_else(|| beside("../guest")),
+        folder: folder.path().to_path_buf(),
+    };
+    if let Some(what) = plan.missing() {
+        return Err(format!("MISSING: {what}"));
+    }
+    let report = vhdxkit_sim::machine::run(&plan)?;
+    print!("{}", report.table());
+    match report.failure {
+        None => Ok(()),
+        Some(failure) => Err(format!("{failure}; the evidence is in {}", folder.keep().display())),
+    }
 }
 
 fn crash(arguments: Arguments) -> ExitCode {

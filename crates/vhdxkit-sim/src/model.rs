@@ -69,7 +69,7 @@ pub fn stamp(offset: u64, version: u64) -> [u8; SECTOR as usize] {
 }
 
 /// Which write a cell holds.
-fn version_of(offset: u64, bytes: &[u8]) -> Result<u64, String> {
+pub(crate) fn version_of(offset: u64, bytes: &[u8]) -> Result<u64, String> {
     let version = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes"));
     if bytes == stamp(offset, version) {
         return Ok(version);

@@ -3,14 +3,17 @@
 //! The worker ([`worker`]) is a process of its own: several threads write, zero, discard and flush on a
 //! real file. Before each change it notes in a journal what it is about to do, and after each flush
 //! that the flush was answered; the journal lies in the page cache, which survives the process. The
-//! parent ([`run`]) kills it at a random moment and judges the file by the journal.
+//! parent ([`run`]) kills it at a random moment and judges the file (`verdict`) by the journal. What it is
+//! doing then is told by a file that it writes, too (`trace`).
 
 mod journal;
 mod run;
-mod trace;
+pub(crate) mod trace;
+pub(crate) mod verdict;
 pub mod worker;
 
-pub use run::{Plan, Report, run};
+pub use run::{Plan, run};
+pub use verdict::Report;
 
 /// Bytes of the disk.
 pub(crate) const DISK: u64 = 96 << 20;

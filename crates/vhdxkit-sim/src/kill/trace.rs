@@ -45,7 +45,8 @@ impl Phase {
     }
 }
 
-const SLOTS: usize = 16;
+/// One for each thread of a writer, as long as there are not more.
+const SLOTS: usize = 64;
 
 /// A file that tells what is being done to it.
 pub(crate) struct Traced {

@@ -18,14 +18,7 @@ use vhdxkit_testkit::random::Random;
 /// # Errors
 /// Something else than a kill ends it.
 pub fn work(folder: &Path, round: u64) -> Result<(), String> {
-    let told = |e: &dyn std::fmt::Display| e.to_string();
-    let file = FileStorage::open(&folder.join("disk.vhdx"), OpenMode::ReadWrite);
-    let file = file.map_err(|e| told(&e))?;
-    let traced =
-        Traced::new(file, &folder.join("phases"), 2 << 20, 4 << 20).map_err(|e| told(&e))?;
-    let traced = Arc::new(traced);
-    let image =
-        OpenOptions::new().write(true).open_storage(traced.clone()).map_err(|e| told(&e))?;
+    let (traced, image) = open_traced(folder)?;
     traced.opened();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
@@ -40,6 +33,19 @@ pub fn work(folder: &Path, round: u64) -> Result<(), String> {
             .collect();
         threads.into_iter().try_for_each(|t| t.join().map_err(|_| "it panicked".to_owned())?)
     })
+}
+
+/// Opens the image at `folder/disk.vhdx` so that `folder/phases` tells what is being done to it.
+pub(crate) fn open_traced(folder: &Path) -> Result<(Arc<Traced>, Image), String> {
+    let told = |e: &dyn std::fmt::Display| e.to_string();
+    let file = FileStorage::open(&folder.join("disk.vhdx"), OpenMode::ReadWrite);
+    let file = file.map_err(|e| told(&e))?;
+    let traced =
+        Traced::new(file, &folder.join("phases"), 2 << 20, 4 << 20).map_err(|e| told(&e))?;
+    let traced = Arc::new(traced);
+    let image =
+        OpenOptions::new().write(true).open_storage(traced.clone()).map_err(|e| told(&e))?;
+    Ok((traced, image))
 }
 
 fn guest(image: &Image, thread: u64, round: u64, journal: &mut Journal) -> std::io::Result<()> {
