@@ -3,6 +3,8 @@
 mod args;
 mod commands;
 mod console;
+#[cfg(target_os = "linux")]
+mod detach;
 mod failure;
 
 use std::process::ExitCode;

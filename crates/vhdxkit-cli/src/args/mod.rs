@@ -3,6 +3,8 @@
 mod chain;
 mod making;
 #[cfg(target_os = "linux")]
+mod mounting;
+#[cfg(target_os = "linux")]
 mod serving;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
 #[cfg(target_os = "linux")]
+pub(crate) use mounting::{MountArgs, UnmountArgs};
+#[cfg(target_os = "linux")]
 pub(crate) use serving::{PlaceArgs, ServeArgs};
 
 const TOP_EXAMPLES: &str = "\
@@ -30,7 +34,8 @@ Examples:
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
   vhdx merge newest.avhdx             fold a checkpoint into its parent
   vhdx relink work.avhdx --parent P   repair a link to a parent that was moved
-  vhdx serve disk.vhdx                a disk for a virtual machine, over NBD";
+  vhdx serve disk.vhdx                a disk for a virtual machine, over NBD (Linux)
+  vhdx mount --read-only a.vhdx dir   its partitions as files (Linux)";
 
 const TOP_NOTES: &str = "\
 Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes), or 0x hexadecimal.
@@ -207,6 +212,26 @@ It runs until Ctrl-C or SIGTERM: requests under way are finished and the image i
 signal ends it at once; the image is then dirty, and opens with everything that was flushed. Whatever \
 kills it, the same is true.")]
     Serve(ServeArgs),
+    /// Show a disk and its partitions as files in a directory.
+    #[cfg(target_os = "linux")]
+    #[command(before_help = "\
+Examples:
+  vhdx mount --read-only crashed.avhdx dir   look into it, change nothing
+  sudo mount -o loop,ro dir/partition-2.raw /mnt
+  vhdx mount --detach disk.vhdx dir          for writing, in the background
+  vhdx unmount dir                           and close the image
+
+The directory shows `disk.raw` and a `partition-N.raw` for each partition; the commands that attach them \
+are printed. `fstrim` on what is attached gives space back. In the foreground the command runs until \
+somebody unmounts (`umount` will do), or Ctrl-C does. Written is what was synced, and everything after an \
+unmount; when the command is killed, the image opens with what was synced.")]
+    Mount(MountArgs),
+    /// End a mount, and return when its image is closed.
+    #[cfg(target_os = "linux")]
+    #[command(before_help = "\
+Examples:
+  sudo umount /mnt && vhdx unmount dir")]
+    Unmount(UnmountArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
 Examples:
@@ -245,6 +270,7 @@ impl Command {
             Self::Relink(_) | Self::Set(_) => "the guest's data",
             #[cfg(target_os = "linux")]
             Self::Serve(_) => "anything but what clients wrote; what was flushed for them is safe",
+            Self::Mount(_) | Self::Unmount(_) => "what was synced; it is safe",
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }

@@ -1,5 +1,9 @@
 //! One file per sub-command: options in, library called, result printed.
 
+#[cfg(target_os = "linux")]
+mod attach;
+#[cfg(target_os = "linux")]
+mod busy;
 mod check;
 mod compare;
 mod convert;
@@ -13,6 +17,8 @@ mod log_show;
 mod map;
 mod measure;
 mod merge;
+#[cfg(target_os = "linux")]
+mod mount;
 mod new_file;
 mod read;
 mod relink;
@@ -20,6 +26,8 @@ mod resize;
 #[cfg(target_os = "linux")]
 mod serve;
 mod set;
+#[cfg(target_os = "linux")]
+mod unmount;
 mod write;
 
 use std::process::ExitCode;
@@ -59,6 +67,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(&args, context),
         #[cfg(target_os = "linux")]
         Command::Serve(args) => serve::run(&args, context),
+        Command::Mount(args) => mount::run(&args, context),
+        #[cfg(target_os = "linux")]
+        Command::Unmount(args) => unmount::run(&args, context).map(done),
         Command::Completions { shell } => generate::completions(shell).map(done),
         Command::Man { dir } => generate::man_pages(&dir).map(done),
     }

@@ -67,7 +67,8 @@ impl Listener {
         let socket = UnixListener::bind(path).map_err(told)?;
         let meta = fs::symlink_metadata(path).map_err(told)?;
         let number = (meta.dev(), meta.ino());
-        let file = Some(SocketFile { path: path.to_path_buf(), number });
+        // A server in the background may leave this directory.
+        let file = Some(SocketFile { path: std::path::absolute(path)?, number });
         Ok(Self { socket: Listening::Unix(socket), _file: file })
     }
 
@@ -145,7 +146,7 @@ impl Listener {
                 // A reply is sent as a whole: nothing is gained by waiting for more of it.
                 client.set_nodelay(true)?;
                 // A client whose machine has died says nothing any more.
-                nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::KeepAlive, &true)?;
+                rustix::net::sockopt::set_socket_keepalive(&client, true)?;
                 Ok(Socket::Tcp(client))
             }
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{Export, Tell};
 
@@ -402,10 +402,9 @@ fn has_just_gone(error: &io::Error) -> bool {
 
 /// A client takes up to three descriptors, and systems allow 1024 of them until they are asked for more.
 fn raise_descriptor_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
         // Without it there are fewer clients, and that is told when it happens.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
 }

@@ -2,13 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustls::{ServerConfig, ServerConnection};
 
 /// A two-way stream of bytes to a client.
@@ -37,22 +36,21 @@ pub(super) struct Ready {
 
 /// Rings in one thread what is waited for in another.
 #[derive(Debug)]
-pub(super) struct Bell(EventFd);
+pub(super) struct Bell(OwnedFd);
 
 impl Bell {
     pub(super) fn new() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Self(EventFd::from_value_and_flags(0, flags)?))
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     pub(super) fn ring(&self) {
         // It fails only when it has been rung 2^64 times without being heard.
-        let _ = self.0.write(1);
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// Makes it silent, until it is rung again.
     pub(super) fn hear(&self) {
-        let _ = self.0.read();
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
@@ -65,15 +63,16 @@ impl AsFd for Bell {
 /// Waits until one of them can be read, or is at its end; at most for some time, if one is given.
 pub(super) fn wait_for(fds: &[BorrowedFd<'_>], at_most: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut polled: Vec<PollFd<'_>> =
-        fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    let timeout = at_most.map(|time| PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
-    match poll(&mut polled, timeout.unwrap_or(PollTimeout::NONE)) {
+        fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    // A time that is too long to be told is no limit.
+    let limit = at_most.and_then(|time| Timespec::try_from(time).ok());
+    match poll(&mut polled, limit.as_ref()) {
         // Whoever waits looks again.
-        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
     // Errors and hang-ups are found out by whoever reads.
-    Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect())
+    Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
 /// A socket of either kind.

@@ -1,115 +1,171 @@
-//! Where the last partition of a disk ends, or the file system of one without partitions: a disk must not be
-//! cut shorter than that by accident.
+//! What is on a disk: its partitions as Linux numbers them, or the file system of a disk without any.
 //!
-//! Both partition tables that disks carry are understood as far as that takes: MBR (its four primary
-//! entries; an extended one covers those inside it) and GPT (primary header and entries).
+//! Both partition tables that disks carry are understood: MBR with the logical partitions of an extended
+//! one, and GPT, whose second copy is read where the first is damaged. A table is a guest's word: none of
+//! its numbers is believed before it was compared with the disk, and none makes a walk longer than a bound
+//! that stands in `mbr.rs` and `gpt.rs`.
 
+mod file_system;
+mod gpt;
+mod mbr;
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::format::Guid;
 use crate::{Image, Result};
 
-/// A GPT may have more entries; no known system makes more than 128.
-const MOST_ENTRIES: u64 = 1024;
-/// Bytes of an entry at least, and at most as far as we look.
-const ENTRY_SIZES: std::ops::RangeInclusive<u64> = 128..=4096;
+pub use file_system::{FileSystem, file_system, whole_disk_file_system};
 
-/// The byte behind the last partition; `None` when no partition table is found.
+/// A partition of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Partition {
+    /// Its number as Linux counts: the entry's place in the table, from 1; logical partitions from 5.
+    pub number: u32,
+    /// Its bytes on the disk. Never empty, and cut off at the end of the disk.
+    pub range: Range<u64>,
+    /// What its table says that it is for.
+    pub kind: PartitionType,
+    /// Its name in a GPT; what cannot be printed is replaced. Empty in an MBR.
+    pub name: String,
+}
+
+/// What a partition table says a partition is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PartitionType {
+    /// The type byte of an MBR.
+    Mbr(u8),
+    /// The type GUID of a GPT.
+    Gpt(Guid),
+}
+
+/// What people call a type, where it has one name.
+const MBR_NAMES: [(u8, &str); 12] = [
+    (0x05, "extended"),
+    (0x06, "FAT16"),
+    (0x07, "NTFS or exFAT"),
+    (0x0B, "FAT32"),
+    (0x0C, "FAT32"),
+    (0x0E, "FAT16"),
+    (0x0F, "extended"),
+    (0x27, "Windows recovery"),
+    (0x82, "Linux swap"),
+    (0x83, "Linux"),
+    (0x8E, "Linux LVM"),
+    (0xEF, "EFI system"),
+];
+
+/// Likewise.
+const GPT_NAMES: [(u128, &str); 9] = [
+    (0xC12A7328_F81F_11D2_BA4B_00A0C93EC93B, "EFI system"),
+    (0xEBD0A0A2_B9E5_4433_87C0_68B6B72699C7, "Windows data"),
+    (0xE3C9E316_0B5C_4DB8_817D_F92DF00215AE, "Microsoft reserved"),
+    (0xDE94BBA4_06D1_4D40_A16A_BFD50179D6AC, "Windows recovery"),
+    (0x0FC63DAF_8483_4772_8E79_3D69D8477DE4, "Linux"),
+    (0x4F68BCE3_E8CD_4DB1_96E7_FBCAF984B709, "Linux root"),
+    (0x0657FD6D_A4AB_43C4_84E5_0933C84B4F4F, "Linux swap"),
+    (0xE6D6D379_F507_44C2_A23C_238F2A3DF928, "Linux LVM"),
+    (0x21686148_6449_6E6F_744E_656564454649, "BIOS boot"),
+];
+
+impl PartitionType {
+    /// What people call it; `None` when it has no common name.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Mbr(byte) => MBR_NAMES.iter().find(|(known, _)| *known == byte).map(|(_, n)| *n),
+            Self::Gpt(guid) => GPT_NAMES
+                .iter()
+                .find(|(known, _)| Guid::from_u128(*known) == guid)
+                .map(|(_, name)| *name),
+        }
+    }
+
+    /// Whether it only holds other partitions.
+    #[must_use]
+    pub fn is_container(self) -> bool {
+        matches!(self, Self::Mbr(byte) if mbr::is_extended(byte))
+    }
+
+    /// The table that it stands in: `mbr` or `gpt`.
+    #[must_use]
+    pub fn table(self) -> &'static str {
+        match self {
+            Self::Mbr(_) => "mbr",
+            Self::Gpt(_) => "gpt",
+        }
+    }
+}
+
+impl fmt::Display for PartitionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.name(), self) {
+            (Some(name), _) => f.write_str(name),
+            (None, Self::Mbr(byte)) => write!(f, "type {byte:#04x}"),
+            (None, Self::Gpt(guid)) => write!(f, "type {guid}"),
+        }
+    }
+}
+
+/// An entry that is in use, its numbers as they stand in the table.
+struct Entry {
+    number: u32,
+    start: u64,
+    end: u64,
+    kind: PartitionType,
+    name: String,
+}
+
+/// The partitions of a disk, in the order of their numbers; none when it has no partition table. Those
+/// that are empty or lie behind the end of the disk are left out. They may overlap: an extended partition
+/// ([`PartitionType::is_container`]) holds others, and a damaged table may say anything.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn partitions(image: &Image) -> Result<Vec<Partition>> {
+    let disk = image.virtual_size();
+    let in_use = entries(image)?.into_iter().map(|entry| Partition {
+        number: entry.number,
+        range: entry.start..entry.end.min(disk),
+        kind: entry.kind,
+        name: entry.name,
+    });
+    Ok(in_use.filter(|partition| !partition.range.is_empty()).collect())
+}
+
+/// The byte behind the last partition, which may lie behind the end of the disk; `None` when no partition
+/// is found. A disk must not be cut shorter than that by accident.
 ///
 /// # Errors
 /// The disk cannot be read.
 pub fn end_of_last(image: &Image) -> Result<Option<u64>> {
+    Ok(entries(image)?.iter().map(|entry| entry.end).max())
+}
+
+fn entries(image: &Image) -> Result<Vec<Entry>> {
     let sector = u64::from(image.geometry().logical_sector_size());
-    if image.virtual_size() < sector.saturating_mul(2) {
-        return Ok(None);
+    let Some(table) = mbr::Table::read(image, 0)? else { return Ok(Vec::new()) };
+    match table.is_protective() {
+        true => gpt::entries(image, sector),
+        false => mbr::entries(image, sector, &table),
     }
-    let mut first = [0; 512];
-    image.read_at(0, &mut first)?;
-    if first.get(510..) != Some(&[0x55, 0xAA]) {
-        return Ok(None);
-    }
-    let entries = first.get(446..510).unwrap_or_default().chunks_exact(16);
-    let mut end = None;
-    for entry in entries {
-        let kind = entry.get(4).copied().unwrap_or_default();
-        if kind == 0xEE {
-            return end_of_gpt(image, sector);
-        }
-        if kind != 0 {
-            let start = u64::from(u32_at(entry, 8));
-            let last = start.saturating_add(u64::from(u32_at(entry, 12))).saturating_mul(sector);
-            end = end.max(Some(last));
-        }
-    }
-    Ok(end)
 }
 
-fn end_of_gpt(image: &Image, sector: u64) -> Result<Option<u64>> {
-    let mut header = [0; 512];
-    image.read_at(sector, &mut header)?;
-    if header.get(..8) != Some(b"EFI PART") {
+/// Reads bytes of the disk; `None` when some of them lie behind its end.
+fn bytes<const LENGTH: usize>(image: &Image, at: u64) -> Result<Option<[u8; LENGTH]>> {
+    let mut buf = [0; LENGTH];
+    let length = u64::try_from(LENGTH).unwrap_or(u64::MAX);
+    if at.saturating_add(length) > image.virtual_size() {
         return Ok(None);
     }
-    let table = u64_at(&header, 72).saturating_mul(sector);
-    let count = u64::from(u32_at(&header, 80)).min(MOST_ENTRIES);
-    let size = u64::from(u32_at(&header, 84));
-    let mut end = None;
-    if !ENTRY_SIZES.contains(&size) {
-        return Ok(None);
-    }
-    for number in 0..count {
-        let at = table.saturating_add(number.saturating_mul(size));
-        let mut entry = [0; 48];
-        if at.saturating_add(48) > image.virtual_size() {
-            break;
-        }
-        image.read_at(at, &mut entry)?;
-        if entry.get(..16) != Some(&[0; 16]) {
-            let last = u64_at(&entry, 40).saturating_add(1).saturating_mul(sector);
-            end = end.max(Some(last));
-        }
-    }
-    Ok(end)
+    image.read_at(at, &mut buf)?;
+    Ok(Some(buf))
 }
 
-/// A file system on a disk without partitions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileSystem {
-    /// What people call it.
-    pub name: &'static str,
-    /// The byte behind it, as it says itself; the end of the disk where it does not say.
-    pub end: u64,
-}
-
-/// The file system that fills a disk without partitions, as WSL's disks have it: ext2 to ext4, XFS, btrfs,
-/// NTFS; or LVM, swap. `None` when none of them is recognised.
-///
-/// # Errors
-/// The disk cannot be read.
-pub fn whole_disk_file_system(image: &Image) -> Result<Option<FileSystem>> {
-    let mut start = vec![0; 72 << 10];
-    let length = usize::try_from(image.virtual_size()).unwrap_or(usize::MAX).min(start.len());
-    image.read_at(0, start.get_mut(..length).unwrap_or_default())?;
-    let at = |offset: usize| start.get(offset..).unwrap_or_default();
-    let big = |offset: usize| u64_at(at(offset), 0).swap_bytes();
-    let disk = image.virtual_size();
-    let found = |name, end: u64| Some(FileSystem { name, end });
-    Ok(if at(0x438).starts_with(&[0x53, 0xEF]) {
-        let blocks = u64::from(u32_at(at(0x404), 0)) | u64::from(u32_at(at(0x550), 0)) << 32;
-        let size = 1024u64.checked_shl(u32_at(at(0x418), 0)).unwrap_or(disk);
-        found("ext4", blocks.saturating_mul(size))
-    } else if at(0).starts_with(b"XFSB") {
-        let block = u64::from(u32_at(at(4), 0).swap_bytes());
-        found("XFS", big(8).saturating_mul(block))
-    } else if at(0x10040).starts_with(b"_BHRfS_M") {
-        found("btrfs", u64_at(at(0x10070), 0))
-    } else if at(3).starts_with(b"NTFS    ") {
-        let sector = u64::from(u32_at(at(0xB), 0) & 0xFFFF);
-        found("NTFS", u64_at(at(0x28), 0).saturating_add(1).saturating_mul(sector))
-    } else if at(0x218).starts_with(b"LVM2 001") {
-        found("LVM", disk)
-    } else if at(0xFF6).starts_with(b"SWAPSPACE2") {
-        found("swap", disk)
-    } else {
-        None
-    })
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    let raw = bytes.get(at..).and_then(|rest| rest.first_chunk::<2>());
+    raw.copied().map_or(0, u16::from_le_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

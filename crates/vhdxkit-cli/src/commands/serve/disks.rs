@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use vhdxkit::ops::partitions::{Partition, partitions};
 use vhdxkit::storage::{FileStorage, OpenMode, Overlay};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_serve::{Disk, Export, Tell};
 
+use super::super::attach::find;
 use super::super::write::warn_of_change_tracking;
 use crate::args::{ServeArgs, warn};
 use crate::console::size;
@@ -76,13 +78,25 @@ fn cannot_serve(path: &Path) -> String {
 fn open(args: &ServeArgs, path: &Path, name: String, tell: &Arc<Tell>) -> anyhow::Result<Served> {
     let (image, writes, fleeting) = open_image(args, path)?;
     warn(path, &image);
+    let partition = args.partition.map(|number| the_partition(&image, number)).transpose()?;
     let disk = Disk::new(image, Arc::clone(tell));
-    let export = Export::whole(disk);
+    let export = match partition {
+        Some(partition) => Export::part(disk, partition.range),
+        None => Export::whole(disk),
+    };
     Ok(Served { name, path: path.to_path_buf(), export, writes, fleeting })
+}
+
+fn the_partition(image: &Image, number: u32) -> anyhow::Result<Partition> {
+    find(&partitions(image)?, number).cloned()
 }
 
 fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, bool)> {
     let options = args.open.options();
+    if let Some(number) = args.partition {
+        // Looked at first: an image without that partition is not even replayed.
+        the_partition(&options.open(path)?, number)?;
+    }
     match &args.snapshot {
         _ if args.read_only => Ok((look_at(&options, path)?, "read-only".to_owned(), false)),
         None => {

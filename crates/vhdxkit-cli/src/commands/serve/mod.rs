@@ -10,18 +10,24 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use vhdxkit_serve::{Tell, nbd};
 
 use super::Context;
 use crate::args::ServeArgs;
 use crate::console::end_on_signal;
+use crate::detach;
 use disks::Served;
 use places::Place;
 
 pub(crate) fn run(args: &ServeArgs, context: Context) -> anyhow::Result<ExitCode> {
-    let tell: Arc<Tell> = Arc::new(|line: &str| eprintln!("vhdx: {line}"));
+    if args.life.detach && !detach::is_detached() {
+        return detach::launch();
+    }
+    if detach::is_detached() {
+        detach::leave_session();
+    }
+    let tell: Arc<Tell> = Arc::new(detach::tell);
     let tls = args.place.tls_certificates.as_deref().map(nbd::Tls::from_folder).transpose();
     let tls = tls.context("cannot use the certificates")?;
     // Where to listen is settled before an image is touched.
@@ -46,6 +52,9 @@ pub(crate) fn run(args: &ServeArgs, context: Context) -> anyhow::Result<ExitCode
     let status = match &args.life.run {
         None => {
             hints::print(&disks, &place, context)?;
+            if detach::is_detached() {
+                detach::serve_now().context("the command that started this has gone")?;
+            }
             server.run(listeners).map(|()| ExitCode::SUCCESS)
         }
         Some(command) => run_beside(&server, listeners, command, &disks, &place),
@@ -82,8 +91,9 @@ fn run_beside(
     let served = server.run(listeners);
     if !waiting.is_finished() {
         // The server was told to end. What runs beside it has lost its disk, and is told as well.
-        let pid = i32::try_from(pid).map(Pid::from_raw).map_err(io::Error::other)?;
-        let _ = kill(pid, Signal::SIGTERM);
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
     }
     let status =
         waiting.join().map_err(|_| io::Error::other("waiting for the command failed"))??;
@@ -101,7 +111,8 @@ impl PidFile {
     fn write(path: &Path) -> anyhow::Result<Self> {
         let failed = || format!("cannot write the process id to {}", path.display());
         std::fs::write(path, format!("{}\n", std::process::id())).with_context(failed)?;
-        Ok(Self(path.to_path_buf()))
+        // A server in the background leaves this directory.
+        Ok(Self(std::path::absolute(path)?))
     }
 }
 

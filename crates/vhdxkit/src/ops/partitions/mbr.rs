@@ -1,0 +1,109 @@
+//! The partition table in the first sector, and the chain of tables in an extended partition.
+//!
+//! Every table in that chain names the next one, and a damaged or hostile one may name itself: the walk
+//! ends at a table that was seen before, and after [`MOST_LOGICAL`] in any case.
+
+use std::collections::HashSet;
+
+use super::{Entry, PartitionType, bytes, u32_at};
+use crate::{Image, Result};
+
+/// No known system makes more logical partitions than 60.
+const MOST_LOGICAL: usize = 128;
+
+/// Whether a type says that the partition holds others.
+pub(super) fn is_extended(kind: u8) -> bool {
+    matches!(kind, 0x05 | 0x0F | 0x85)
+}
+
+/// Four entries.
+pub(super) struct Table([Slot; 4]);
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    kind: u8,
+    /// Sectors; from what, depends on the table.
+    start: u64,
+    sectors: u64,
+}
+
+impl Table {
+    /// The table of the sector at this byte; `None` when there is none. The first sector of a file system
+    /// ends with the same signature, but has a program where the entries would be.
+    pub(super) fn read(image: &Image, at: u64) -> Result<Option<Self>> {
+        let Some(sector) = bytes::<512>(image, at)? else { return Ok(None) };
+        if sector.get(510..) != Some(&[0x55, 0xAA]) {
+            return Ok(None);
+        }
+        let mut slots = [Slot::default(); 4];
+        let raw = sector.get(446..510).unwrap_or_default().chunks_exact(16);
+        for (slot, entry) in slots.iter_mut().zip(raw) {
+            let active = entry.first().copied().unwrap_or_default();
+            if !matches!(active, 0 | 0x80) {
+                return Ok(None);
+            }
+            *slot = Slot {
+                kind: entry.get(4).copied().unwrap_or_default(),
+                start: u64::from(u32_at(entry, 8)),
+                sectors: u64::from(u32_at(entry, 12)),
+            };
+        }
+        Ok(Some(Self(slots)))
+    }
+
+    /// Whether it only keeps others off a disk that has a GPT.
+    pub(super) fn is_protective(&self) -> bool {
+        self.0.iter().any(|slot| slot.kind == 0xEE)
+    }
+}
+
+impl Slot {
+    /// Its entry when it is in use; `base` is the sector that it counts from.
+    fn entry(self, number: u32, base: u64, sector: u64) -> Option<Entry> {
+        let start = base.saturating_add(self.start);
+        (self.kind != 0 && self.sectors != 0).then(|| Entry {
+            number,
+            start: start.saturating_mul(sector),
+            end: start.saturating_add(self.sectors).saturating_mul(sector),
+            kind: PartitionType::Mbr(self.kind),
+            name: String::new(),
+        })
+    }
+}
+
+pub(super) fn entries(image: &Image, sector: u64, table: &Table) -> Result<Vec<Entry>> {
+    let slots = (1..).zip(&table.0);
+    let mut found: Vec<Entry> =
+        slots.filter_map(|(number, slot)| slot.entry(number, 0, sector)).collect();
+    let extended = table.0.iter().find(|slot| is_extended(slot.kind) && slot.sectors != 0);
+    if let Some(extended) = extended {
+        logical(image, sector, extended.start, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// Follows the chain of an extended partition that begins at sector `first`: each table has a partition,
+/// counted from the table's own place, and a link, counted from `first`.
+fn logical(image: &Image, sector: u64, first: u64, found: &mut Vec<Entry>) -> Result<()> {
+    let mut seen = HashSet::new();
+    let mut at = first;
+    let mut number = 5;
+    while seen.len() < MOST_LOGICAL && seen.insert(at) {
+        let Some(table) = Table::read(image, at.saturating_mul(sector))? else { break };
+        let [one, two, ..] = table.0;
+        for slot in [one, two] {
+            if is_extended(slot.kind) {
+                continue;
+            }
+            if let Some(entry) = slot.entry(number, at, sector) {
+                found.push(entry);
+                number = number.saturating_add(1);
+            }
+        }
+        match [one, two].into_iter().find(|slot| is_extended(slot.kind) && slot.sectors != 0) {
+            Some(link) => at = first.saturating_add(link.start),
+            None => break,
+        }
+    }
+    Ok(())
+}
