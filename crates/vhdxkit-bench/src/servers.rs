@@ -1,5 +1,6 @@
 //! Servers that run while others are timed.
 
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,9 @@ impl Server {
     pub(crate) fn start(command: &mut Command, socket: &Path) -> anyhow::Result<Self> {
         remove(socket)?;
         let server = Self::spawn(command, socket, false)?;
-        server.wait_until(|| UnixStream::connect(socket).is_ok())
+        // Heard out until the greeting: some complain of those who go without a word.
+        let greeted = |mut stream: UnixStream| stream.read_exact(&mut [0; 18]).is_ok();
+        server.wait_until(|| UnixStream::connect(socket).is_ok_and(greeted))
     }
 
     /// Starts one that shows a file, on a mount in whose place another device was before.
