@@ -1,10 +1,11 @@
-//! `vhdxkit-bench`: times vhdxkit against QEMU and the raw file, side by side, and prints a table.
+//! `vhdxkit-bench`: times vhdxkit against QEMU, nbdkit and the raw file, side by side, and prints a
+//! table.
 //!
 //! Every figure is a ratio of two sides that took turns in one run: on a shared machine nothing else
 //! means anything. Counts of system calls are exact, and are what `gate` and the tests hold on to.
 //!
-//! `harness` lets sides take turns, `table` shows what came of it; `setup` and `process` are the place
-//! and the programs; each other file is a group of rows. Linux only.
+//! `harness` lets sides take turns, `table` shows what came of it; `setup`, `process` and `servers`
+//! are the place and the programs; each other file is a group of rows. Linux only.
 
 mod chain;
 mod copies;
@@ -12,6 +13,8 @@ mod harness;
 mod huge;
 mod process;
 mod replays;
+mod servers;
+mod serving;
 mod setup;
 mod syncs;
 mod table;
@@ -39,7 +42,7 @@ Examples:
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Only these rows: 1 to 4, 8 to 14, 17.
+    /// Only these rows: 1 to 14, 17, 18.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<u32>,
     /// Less work, fewer rounds. Figures are printed only.
@@ -71,7 +74,7 @@ enum Command {
     },
 }
 
-const ROWS: [u32; 12] = [1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 17];
+const ROWS: [u32; 16] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 17, 18];
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/performance.md");
 
 fn main() -> ExitCode {
@@ -101,11 +104,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("times of an unoptimised build mean nothing; build with --release");
     }
     let unknown = arguments.rows.iter().find(|row| !ROWS.contains(row));
-    ensure!(
-        unknown.is_none(),
-        "there is no row {} here: 1 to 4, 8 to 14, 17",
-        unknown.unwrap_or(&0)
-    );
+    ensure!(unknown.is_none(), "there is no row {} here: 1 to 14, 17, 18", unknown.unwrap_or(&0));
     process::stop_gently()?;
     let all = arguments.rows.is_empty();
     let rows = if all { ROWS.to_vec() } else { arguments.rows };
@@ -126,12 +125,14 @@ fn measure(setup: &Setup, rows: &[u32], table: &mut Table) -> anyhow::Result<()>
         let begun = Instant::now();
         match row {
             4 => syncs::row(setup, table)?,
+            5..=7 => serving::row(row, setup, table)?,
             9 => copies::sparse(setup, table)?,
             11 => copies::empty(setup, table)?,
             12 => copies::shared(setup, table)?,
             13 => replays::rows(setup, table)?,
             14 => huge::rows(setup, table)?,
             17 => chain::rows(setup, table)?,
+            18 => serving::mounted(setup, table)?,
             // These two share their files.
             10 if rows.contains(&8) => {}
             8 | 10 => copies::full(setup, rows, table)?,

@@ -84,7 +84,10 @@ impl Setup {
         let kernel = release.split('-').next().unwrap_or_default().trim();
         let mut peers = vec![format!("vhdxkit {}", env!("CARGO_PKG_VERSION"))];
         let mut missing = vec!["OpenVMM (row 3; nobody packages it)"];
-        for program in ["qemu-img", "qemu-io", "dd", "cp", "strace", "mkfs.xfs"] {
+        for program in [
+            "qemu-img", "qemu-io", "qemu-nbd", "nbdkit", "nbdfuse", "fio", "dd", "cp", "strace",
+            "mkfs.xfs",
+        ] {
             match first_line(program) {
                 Some(version) => peers.push(version),
                 None => missing.push(program),
