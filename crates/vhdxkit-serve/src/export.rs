@@ -103,6 +103,18 @@ impl Export {
         self.disk.image().geometry().disk_type() != DiskType::Fixed
     }
 
+    /// The border between two blocks of the disk that is next at or below an offset of the export; the offset
+    /// itself where there is none behind the export's start.
+    #[must_use]
+    pub fn whole_blocks_up_to(&self, offset: u64) -> u64 {
+        let block = u64::from(self.disk.image().geometry().block_size());
+        let on_disk = self.window.start.saturating_add(offset);
+        (on_disk - on_disk % block)
+            .checked_sub(self.window.start)
+            .filter(|at| *at > 0)
+            .unwrap_or(offset)
+    }
+
     /// Where a range of the export lies on the disk.
     fn on_disk(&self, range: Range<u64>) -> Result<Range<u64>> {
         match range.start <= range.end && range.end <= self.size() {

@@ -5,14 +5,14 @@ mod common;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Serving, new_disk};
 use vhdxkit::OpenOptions;
 use vhdxkit::storage::{MemoryStorage, Storage};
-use vhdxkit_testkit::nbd::{Request, command};
+use vhdxkit_testkit::nbd::{Client, Request, command};
 
 const EIO: u32 = 5;
 const ENOSPC: u32 = 28;
@@ -21,6 +21,8 @@ const ENOSPC: u32 = 28;
 #[derive(Default)]
 struct Trouble {
     reads_fail: AtomicBool,
+    /// Reads from this offset of the file on fail.
+    rotten_from: AtomicU64,
     full: AtomicBool,
     syncs_fail: AtomicBool,
     hangs: Mutex<bool>,
@@ -48,6 +50,10 @@ impl Storage for Medium {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.1.pass();
         when(&self.1.reads_fail, io::ErrorKind::Other)?;
+        let rotten = self.1.rotten_from.load(Ordering::Relaxed);
+        if rotten > 0 && offset + buf.len() as u64 > rotten {
+            return Err(io::ErrorKind::Other.into());
+        }
         self.0.read_at(offset, buf)
     }
     fn read_ready_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
@@ -133,6 +139,30 @@ fn a_failed_read_is_an_error_and_not_the_end() {
     trouble.reads_fail.store(false, Ordering::Relaxed);
     let reply = client.call(&Request::new(command::READ, 0, 1 << 20)).unwrap();
     assert_eq!((reply.error, reply.data), (0, vec![3; 1 << 20]));
+}
+
+/// To a client without structured replies an error can only be told before the data. When it comes later,
+/// the client is cut off: it must not get other bytes in the place of those that could not be read.
+#[test]
+fn a_read_that_fails_in_its_midst_is_not_answered_as_if_all_were_well() {
+    let (serving, _, trouble) = serving();
+    let mut writer = serving.client();
+    for megabyte in 0..8u64 {
+        let bytes = vec![megabyte as u8 + 1; 1 << 20];
+        assert_eq!(writer.call(&Request::write(megabyte << 20, bytes)).unwrap().error, 0);
+    }
+    // Somewhere in the last piece of the eighth block, wherever that lies.
+    let place = serving.disk.image().extents(7 << 20..8 << 20).next().unwrap().unwrap();
+    let end = place.file_offset.unwrap() + place.length;
+    trouble.rotten_from.store(end - 4096, Ordering::Relaxed);
+    let mut client = Client::connect(serving.path(), "", false).unwrap();
+    let long = client.call(&Request::new(command::READ, 4 << 20, 4 << 20));
+    assert!(long.is_err(), "{:?}", long.map(|reply| (reply.error, reply.data.len())));
+    // What fits in one piece is told properly.
+    let mut client = Client::connect(serving.path(), "", false).unwrap();
+    let short = client.call(&Request::new(command::READ, 7 << 20, 1 << 20)).unwrap();
+    assert_eq!(short.error, EIO);
+    assert_eq!(client.call(&Request::new(command::READ, 0, 512)).unwrap().data, [1; 512]);
 }
 
 /// A sync that has failed is not tried again: nobody knows what the medium has kept. Flushes fail from

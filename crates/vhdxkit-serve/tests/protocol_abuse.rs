@@ -211,6 +211,79 @@ fn large_sectors_are_told_and_kept() {
     }
 }
 
+/// The old way to choose an export has no way to tell of sizes.
+#[test]
+fn large_sectors_are_not_given_to_those_who_cannot_hear_of_them() {
+    let serving = Serving::storage(Arc::new(new_disk(4096)), |options| options);
+    let mut wire = Wire::connect(serving.path()).unwrap();
+    wire.greet(3).unwrap();
+    wire.send_option(1, &[]).unwrap();
+    require_cut_off(wire.stream());
+    let serving = Serving::memory();
+    let mut wire = Wire::connect(serving.path()).unwrap();
+    wire.greet(3).unwrap();
+    wire.send_option(1, &[]).unwrap();
+    assert_eq!(wire.receive(10).unwrap()[..8], DISK.to_be_bytes());
+}
+
+/// Those who only connect need no right to it: they must not keep those away who may.
+#[test]
+fn silent_clients_give_way_to_those_who_speak() {
+    let serving = Serving::storage(Arc::new(new_disk(512)), |options| options.most_clients(4));
+    let silent: Vec<UnixStream> =
+        (0..20).map(|_| UnixStream::connect(serving.path()).unwrap()).collect();
+    let mut clients: Vec<Client> = (0..4).map(|_| serving.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call(&Request::flush()).unwrap().error, 0);
+    }
+    drop(silent);
+}
+
+/// Whoever looks whether a server is there has not been its client.
+#[test]
+fn a_server_for_one_client_outlives_a_probe() {
+    let serving = Serving::storage(Arc::new(new_disk(512)), |options| options.once(true));
+    for _ in 0..5 {
+        drop(UnixStream::connect(serving.path()).unwrap());
+        let mut wire = Wire::connect(serving.path()).unwrap();
+        wire.greet(3).unwrap();
+        wire.send_option(2, &[]).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let client = serving.client();
+    assert!(!serving.has_ended());
+    drop(client);
+    let begun = Instant::now();
+    while !serving.has_ended() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "its only client has gone");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Its last requests come back when it has gone: whoever waits for them must hear of each, or would wait
+/// for ever.
+#[test]
+fn a_client_that_goes_in_the_midst_of_something_is_forgotten() {
+    let serving = Serving::memory();
+    for round in 0..300u64 {
+        let mut client = serving.client();
+        for number in 0..4 {
+            client.send(&Request::write(number << 20, vec![round as u8; 512])).unwrap();
+            client.send(&Request::flush()).unwrap();
+            client.send(&Request::new(command::TRIM, number << 20, 1 << 20)).unwrap();
+        }
+        std::thread::sleep(Duration::from_micros(round * 7 % 400));
+        match round % 3 {
+            0 => drop(client),
+            1 => client.disconnect().unwrap(),
+            _ => client.wire().stream().shutdown(std::net::Shutdown::Write).unwrap(),
+        }
+    }
+    let begun = Instant::now();
+    serving.stop();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn a_disk_that_is_read_only_says_so_and_keeps_to_it() {
     let image = vhdxkit::OpenOptions::new().open_storage(Arc::new(new_disk(512))).unwrap();

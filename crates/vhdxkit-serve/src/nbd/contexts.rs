@@ -71,9 +71,10 @@ pub(super) struct Status {
 }
 
 /// So many runs are told at most in one reply; the client asks again for the rest.
-const MOST_TOLD: usize = 16 << 10;
-/// So many are looked at for one reply, however few come of them.
-const MOST_SEEN: usize = 256 << 10;
+pub(super) const MOST_TOLD: usize = 4 << 10;
+/// So many are looked at for one reply, however few come of them, and so many blocks.
+const MOST_SEEN: usize = 64 << 10;
+const MOST_BLOCKS: u64 = 64 << 10;
 
 /// What one context says of a range, from its start on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +113,9 @@ pub(super) fn statuses(
     let most = if only_one { 1 } else { MOST_TOLD };
     let mut rows: Vec<Row> = contexts.iter().map(|context| Row::new(*context)).collect();
     let mut seen = 0usize;
-    export.runs(range, |run| {
+    let block = u64::from(export.disk().image().geometry().block_size());
+    let end = range.end.min(range.start.saturating_add(MOST_BLOCKS * block));
+    export.runs(range.start..end, |run| {
         rows.iter_mut().for_each(|row| row.append(&run, most));
         seen += 1;
         match seen < MOST_SEEN && rows.iter().any(|row| !row.closed) {

@@ -19,6 +19,8 @@ use super::wire::Wire;
 const LONGEST_OPTION: u32 = 64 << 10;
 /// What is longer than that is refused; beyond this, so is the client.
 const LONGEST_SKIPPED: u32 = 1 << 20;
+/// Bytes of a sector that no client has to be told of: none makes smaller requests.
+const SECTOR_OF_ALL: u32 = 512;
 /// Options in one handshake: who needs more wants something else.
 const MOST_OPTIONS: u32 = 10_000;
 
@@ -118,6 +120,13 @@ impl<W: Wire> Haggling<'_, W> {
             self.answer(number, reply::ERR_TOO_BIG, b"the option's data is too long")?;
             return Ok(None);
         }
+        let tls_only = ![option::EXPORT_NAME, option::ABORT, option::STARTTLS].contains(&number);
+        if self.needs_tls() && tls_only {
+            // Not even kept in memory: anybody may have said it.
+            self.skip(length)?;
+            self.answer(number, reply::ERR_TLS_REQD, b"this server talks through TLS only")?;
+            return Ok(None);
+        }
         let mut data = vec![0; length as usize];
         read_all(self.wire, &mut data)?;
         match number {
@@ -128,9 +137,6 @@ impl<W: Wire> Haggling<'_, W> {
                 return Ok(Some(None));
             }
             option::STARTTLS => self.start_tls(&data)?,
-            _ if self.needs_tls() => {
-                self.answer(number, reply::ERR_TLS_REQD, b"this server talks through TLS only")?;
-            }
             _ if self.stopping.load(Ordering::Relaxed) => {
                 self.answer(number, reply::ERR_SHUTDOWN, b"the server is about to end")?;
             }
@@ -198,7 +204,13 @@ impl<W: Wire> Haggling<'_, W> {
         if length > LONGEST_SKIPPED {
             return Err(broken("the client sends an endless option"));
         }
-        read_all(self.wire, &mut vec![0; length as usize])
+        let (mut buf, mut left) = ([0; 4096], length as usize);
+        while left > 0 {
+            let step = left.min(buf.len());
+            read_all(self.wire, &mut buf[..step])?;
+            left -= step;
+        }
+        Ok(())
     }
 
     fn answer(&mut self, number: u32, kind: u32, data: &[u8]) -> io::Result<()> {
@@ -234,6 +246,10 @@ impl<W: Wire> Haggling<'_, W> {
         let name = std::str::from_utf8(data).ok();
         let offer = name.and_then(|name| self.house.find(name)).cloned();
         let offer = offer.ok_or_else(|| broken("the client chose an export that there is not"))?;
+        if offer.export.sector_size() > SECTOR_OF_ALL {
+            // It has no way to ask for sizes, and would write parts of sectors.
+            return Err(broken("the client cannot hear of sectors as large as this disk has"));
+        }
         let mut bytes = offer.export.size().to_be_bytes().to_vec();
         bytes.extend(offer.flags(self.headers).to_be_bytes());
         if !self.no_zeroes {
@@ -284,7 +300,7 @@ impl<W: Wire> Haggling<'_, W> {
         let (export, sector) = (&offer.export, offer.export.sector_size());
         // Requests that are no multiple of a sector are refused. Nobody makes such as long as sectors have
         // 512 bytes; a client that does not want to hear of larger ones might.
-        if sector > 512 && !wanted.contains(&info::BLOCK_SIZE) {
+        if sector > SECTOR_OF_ALL && !wanted.contains(&info::BLOCK_SIZE) {
             let why = format!("this disk has sectors of {sector} bytes: ask for block sizes");
             return Err(refuse(reply::ERR_BLOCK_SIZE_REQD, why).into());
         }

@@ -15,8 +15,8 @@
 //! # How it is built
 //! From the wire up: `protocol` has the numbers and messages, `wire` the sockets. `server` accepts clients,
 //! `handshake` finds out which export of which `offer` they want and how they talk (`tls` among it),
-//! `session` moves requests and replies, `requests` carries them out, with `workers` for what has to wait,
-//! `contexts` for what is asked about ranges, and `replies` to encode the answers.
+//! `session` moves requests and replies, `requests` carries them out, with `tasks` on their way through
+//! `workers` for what has to wait, `contexts` for what is asked about ranges, and `replies` to encode the answers.
 //!
 //! # What is promised to clients
 //! * A reply to a write means that the next read, by anybody, finds it. A reply to a flush, on whichever
@@ -36,6 +36,7 @@ mod replies;
 mod requests;
 mod server;
 mod session;
+mod tasks;
 mod tls;
 mod wire;
 mod workers;

@@ -1,6 +1,7 @@
 //! What a server offers: exports by name, and on which terms.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustls::ServerConfig;
 
@@ -16,6 +17,8 @@ pub(super) struct Offer {
     pub(super) export: Export,
     /// Those who wait for its devices. Each export has its own: a disk that hangs must not stop another.
     pub(super) workers: Workers,
+    /// The server cannot wait any longer for what is under way.
+    pub(super) abandoned: AtomicBool,
 }
 
 impl Offer {
@@ -61,9 +64,11 @@ impl House {
         }
     }
 
-    /// The names, for whoever asked for another.
+    /// The names, for whoever asked for another; some of them when they are many.
     pub(super) fn names(&self) -> String {
-        let names: Vec<String> = self.offers.iter().map(|o| format!("'{}'", o.name)).collect();
-        names.join(", ")
+        let few = self.offers.iter().take(8).filter(|offer| offer.name.len() <= 100);
+        let names: Vec<String> = few.map(|o| format!("'{}'", o.name)).collect();
+        let more = if names.len() < self.offers.len() { " and others" } else { "" };
+        names.join(", ") + more
     }
 }

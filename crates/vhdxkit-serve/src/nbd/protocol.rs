@@ -128,6 +128,7 @@ pub(super) enum Errno {
     NoSpc = 28,
     Overflow = 75,
     NotSup = 95,
+    Shutdown = 108,
 }
 
 impl Errno {

@@ -30,8 +30,12 @@ impl Wire for Script<'_> {
     }
 
     fn wait(&mut self, _: &Bell) -> io::Result<Ready> {
-        // Its next word, or its end, is always there.
-        Ok(Ready { readable: true, rung: false })
+        // Its next word, or its end, is always there, and so may be the end of what is under way.
+        Ok(Ready { readable: true, rung: true })
+    }
+
+    fn has_gone(&self) -> bool {
+        false
     }
 
     fn start_tls(&mut self, _: &Arc<ServerConfig>) -> io::Result<()> {

@@ -13,8 +13,13 @@ use super::session::{MOST_AT_ONCE, PIECE};
 const LOOK_FOR_HOLES: u64 = 32 << 10;
 /// So many runs of one read are told apart at most; the rest is read.
 const MOST_RUNS: usize = 128;
-/// Bytes that one request has brought into the cache at most: it is a hint.
+/// Bytes that one request has brought into the cache at most, and has looked at for that.
 const MOST_CACHED: u64 = 64 << 20;
+const MOST_LOOKED_AT: u64 = 1 << 30;
+/// Bytes in one step of a request that reads or writes them all.
+const SLOW_STEP: u64 = 4 << 20;
+/// Bytes in one step of a request that changes the mapping only: some blocks, whatever their size.
+const QUICK_STEP: u64 = 1 << 30;
 
 /// Why a request is not even tried.
 pub(super) fn judge(
@@ -86,77 +91,121 @@ fn range_of(request: &Request) -> Range<u64> {
     request.offset..request.offset.saturating_add(request.length)
 }
 
-/// Carries out a request that may wait for a device, and puts its reply. A write has been written already:
-/// what is left of it is to make it durable. A read has [`PIECE`] bytes at most.
+/// How far a request is that is carried out in steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Progress {
+    /// Bytes of its range that are done.
+    done: u64,
+    /// Bytes that were brought into the cache.
+    cached: u64,
+}
+
+/// Carries out the next step of a request that may wait for a device. When it was the last one, the reply is
+/// put, and the answer is yes. A write has been written already: what is left of it is to make it durable.
+/// A read has [`PIECE`] bytes at most.
 pub(super) fn perform(
     request: &Request,
+    progress: &mut Progress,
     export: &Export,
     contexts: &[Context],
     replies: &mut Replies,
-) {
+) -> bool {
     let mark = replies.mark();
-    let range = range_of(request);
-    let done = match request.command {
-        command::READ => return read(request, export, replies),
-        command::FLUSH => export.flush().map_err(Failure::from),
-        command::WRITE => Ok(()),
-        command::TRIM => export.discard(range).map_err(Failure::from),
-        command::WRITE_ZEROES => write_zeroes(request, export),
-        command::CACHE => prefetch(export, range),
+    let stepped = match request.command {
+        command::READ => {
+            read(request, export, replies);
+            return true;
+        }
         command::BLOCK_STATUS => {
-            let told = block_status(request, export, contexts, replies);
-            if let Err(failure) = told {
+            if let Err(failure) = block_status(request, export, contexts, replies) {
                 replies.take_back(mark);
                 replies.failed(request, &failure);
             }
-            return;
+            return true;
         }
+        command::FLUSH => export.flush().map_err(Failure::from).map(|()| true),
+        command::WRITE => Ok(true),
+        command::TRIM => step(request, progress, export, false, |range| export.discard(range)),
+        command::WRITE_ZEROES => write_zeroes(request, progress, export),
+        command::CACHE => prefetch(request, progress, export),
         // The judge has let nothing else pass.
         _ => Err(Failure::new(Errno::Inval, "this server does not know the command")),
     };
     let changes = matches!(request.command, command::WRITE | command::TRIM | command::WRITE_ZEROES);
-    let durable = done.and_then(|()| match changes && request.has(flag::FUA) {
-        true => export.flush().map_err(Failure::from),
-        false => Ok(()),
-    });
+    let durable = match stepped {
+        Ok(false) => return false,
+        Ok(true) if changes && request.has(flag::FUA) => export.flush().map_err(Failure::from),
+        Ok(true) => Ok(()),
+        Err(failure) => Err(failure),
+    };
     match durable {
         Ok(()) => replies.done(request),
         Err(failure) => replies.failed(request, &failure),
     }
+    true
 }
 
-fn write_zeroes(request: &Request, export: &Export) -> Result<(), Failure> {
-    let keeps_space = request.has(flag::NO_HOLE);
-    if request.has(flag::FAST_ZERO) && (keeps_space || !export.zeroes_quickly()) {
+/// Does the next part of a range, and tells whether it was the last.
+fn step(
+    request: &Request,
+    progress: &mut Progress,
+    export: &Export,
+    slow: bool,
+    part: impl FnOnce(Range<u64>) -> vhdxkit::Result<()>,
+) -> Result<bool, Failure> {
+    let whole = range_of(request);
+    let start = whole.start + progress.done;
+    let end = match slow {
+        true => start.saturating_add(SLOW_STEP).min(whole.end),
+        // Whole blocks have to stay whole, or they would not give their space back.
+        false => export.whole_blocks_up_to(start.saturating_add(QUICK_STEP)).min(whole.end),
+    };
+    part(start..end)?;
+    progress.done = end - whole.start;
+    Ok(end == whole.end)
+}
+
+fn write_zeroes(
+    request: &Request,
+    progress: &mut Progress,
+    export: &Export,
+) -> Result<bool, Failure> {
+    let (keeps_space, quick) = (request.has(flag::NO_HOLE), export.zeroes_quickly());
+    if request.has(flag::FAST_ZERO) && (keeps_space || !quick) {
         return Err(Failure::new(Errno::NotSup, "writing zeros is as slow as writing here"));
     }
-    let range = range_of(request);
-    let zeroed = if keeps_space { export.store_zeroes(range) } else { export.write_zeroes(range) };
-    zeroed.map_err(Failure::from)
+    step(request, progress, export, keeps_space || !quick, |range| match keeps_space {
+        true => export.store_zeroes(range),
+        false => export.write_zeroes(range),
+    })
 }
 
-/// Reads a range so that it is in the system's cache afterwards.
-fn prefetch(export: &Export, range: Range<u64>) -> Result<(), Failure> {
-    let mut buf = vec![0; PIECE];
-    let mut data = Vec::new();
-    let mut left = MOST_CACHED;
-    export.runs(range, |run| {
-        if !run.is_zero() {
-            let length = run.length.min(left);
-            data.push(run.start..run.start.saturating_add(length));
-            left -= length;
+/// Reads a part of a range so that it is in the system's cache afterwards.
+fn prefetch(request: &Request, progress: &mut Progress, export: &Export) -> Result<bool, Failure> {
+    let mut cached = progress.cached;
+    let last = step(request, progress, export, true, |range| {
+        let mut buf = vec![0; PIECE];
+        let mut data = Vec::new();
+        export.runs(range, |run| {
+            if !run.is_zero() {
+                data.push(run.start..run.end());
+            }
+            ControlFlow::Continue(())
+        })?;
+        for range in data {
+            let mut at = range.start;
+            while at < range.end {
+                let step = usize::try_from(range.end - at).unwrap_or(PIECE).min(PIECE);
+                export.read_at(at, &mut buf[..step])?;
+                at += step as u64;
+                cached += step as u64;
+            }
         }
-        if left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        Ok(())
     })?;
-    for range in data {
-        let mut at = range.start;
-        while at < range.end {
-            let step = usize::try_from(range.end - at).unwrap_or(PIECE).min(PIECE);
-            export.read_at(at, &mut buf[..step])?;
-            at += step as u64;
-        }
-    }
-    Ok(())
+    progress.cached = cached;
+    // It is a hint: neither all of a disk is read for it, nor looked at.
+    Ok(last || cached >= MOST_CACHED || progress.done >= MOST_LOOKED_AT)
 }
 
 fn block_status(

@@ -20,6 +20,8 @@ use super::tls::Tls;
 use super::wire::{Bell, Socket, Stream, wait_for};
 use super::workers::Workers;
 
+/// Clients that have not chosen their export yet.
+const MOST_UNDECIDED: usize = 512;
 /// When the server stops, clients have so long to take their last replies.
 const LAST_REPLIES: Duration = Duration::from_secs(10);
 /// Of a client's thread. All of its large memory is elsewhere.
@@ -138,6 +140,8 @@ struct Shared {
     handshake: Duration,
     tell: Arc<Tell>,
     stopping: AtomicBool,
+    /// Somebody has chosen an export; not only asked what there is, or whether a server is there.
+    had_clients: AtomicBool,
     /// To whoever accepts: the server is to stop, or a client has gone.
     bell: Bell,
     clients: Mutex<Clients>,
@@ -149,6 +153,28 @@ struct Shared {
 struct Clients {
     next: u64,
     all: HashMap<u64, Client>,
+}
+
+impl Clients {
+    /// Makes room for one more. Those who have not chosen their export yet, whom anybody can be without any
+    /// right to it, give way to newcomers, the oldest first; those who have stay.
+    fn make_room(&mut self, most: usize) -> Result<(), String> {
+        let undecided = self.all.values().filter(|client| client.deadline.is_some()).count();
+        if self.all.len() < most && undecided < MOST_UNDECIDED {
+            return Ok(());
+        }
+        let decided = self.all.len() - undecided;
+        if decided >= most {
+            return Err(format!("{most} clients are being served already"));
+        }
+        let oldest = self.all.iter().filter(|(_, client)| client.deadline.is_some());
+        if let Some(number) = oldest.min_by_key(|(_, client)| client.deadline).map(|(n, _)| *n)
+            && let Some(client) = self.all.remove(&number)
+        {
+            client.socket.shutdown(Shutdown::Both);
+        }
+        Ok(())
+    }
 }
 
 /// A client as those see it who do not talk to it.
@@ -182,13 +208,12 @@ impl Shared {
     fn serve(&self, number: u64, socket: Socket) -> io::Result<()> {
         let mut wire = Stream::new(socket);
         let agreed = shake_hands(&mut wire, &self.house, &self.stopping)?;
+        let Some(agreed) = agreed else { return Ok(()) };
         if let Some(client) = self.clients().all.get_mut(&number) {
             client.deadline = None;
         }
-        match agreed {
-            Some(agreed) => transmit(&mut wire, agreed, &self.stopping),
-            None => Ok(()),
-        }
+        self.had_clients.store(true, Ordering::Relaxed);
+        transmit(&mut wire, agreed, &self.stopping)
     }
 }
 
@@ -224,7 +249,8 @@ impl Server {
             if offers.iter().any(|offer| offer.name == name) {
                 return Err(invalid(format!("two exports have the name '{name}'")));
             }
-            offers.push(Offer { name, description, export, workers: Workers::default() }.into());
+            let (workers, abandoned) = (Workers::default(), AtomicBool::new(false));
+            offers.push(Offer { name, description, export, workers, abandoned }.into());
         }
         let shared = Shared {
             house: House { offers, tls: options.tls.map(|tls| tls.0) },
@@ -234,6 +260,7 @@ impl Server {
             handshake: options.handshake,
             tell: options.tell,
             stopping: AtomicBool::new(false),
+            had_clients: AtomicBool::new(false),
             bell: Bell::new()?,
             clients: Mutex::default(),
             gone: Condvar::new(),
@@ -282,14 +309,12 @@ impl Server {
 
     fn accept(&self, listeners: &[Listener]) -> io::Result<()> {
         let shared = &self.shared;
-        let mut had_clients = false;
         loop {
             if shared.stopping.load(Ordering::Relaxed) {
                 return Ok(());
             }
             let (count, next_deadline) = self.cut_off_late_ones();
-            had_clients |= count > 0;
-            if shared.once && had_clients && count == 0 {
+            if shared.once && count == 0 && shared.had_clients.load(Ordering::Relaxed) {
                 return Ok(());
             }
             let mut fds: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
@@ -300,10 +325,7 @@ impl Server {
             }
             for (listener, _) in listeners.iter().zip(&ready).filter(|(_, ready)| **ready) {
                 match listener.accept() {
-                    Ok(socket) => {
-                        had_clients = true;
-                        self.welcome(socket);
-                    }
+                    Ok(socket) => self.welcome(socket),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => {
                         // It has gone again, or descriptors are out: others may still leave.
@@ -337,10 +359,9 @@ impl Server {
     fn welcome(&self, socket: Socket) {
         let shared = Arc::clone(&self.shared);
         let mut clients = shared.clients();
-        if clients.all.len() >= shared.most_clients {
+        if let Err(why) = clients.make_room(shared.most_clients) {
             drop(clients);
-            let most = shared.most_clients;
-            return shared.tell_cut_off(&format!("{most} clients are being served already"));
+            return shared.tell_cut_off(&why);
         }
         let number = clients.next;
         clients.next += 1;
@@ -381,6 +402,9 @@ impl Server {
         }
         for client in shared.clients().all.values() {
             client.socket.shutdown(Shutdown::Both);
+        }
+        for offer in &shared.house.offers {
+            offer.abandoned.store(true, Ordering::Relaxed);
         }
         if !self.wait_for_all(LAST_REPLIES) {
             (shared.tell)("a device does not answer; what it was asked for last is left undone");

@@ -9,21 +9,24 @@
 //! thread ever waits for the client: one that does not read its replies stops itself, and nothing else.
 //!
 //! # What it may cost
-//! A client has [`INPUT`] bytes of requests and a little more than [`PIECE`] bytes of replies in memory, and
-//! [`MOST_JOBS`] requests under way. Longer reads and writes go through in pieces.
+//! A client has [`INPUT`] bytes of requests, one [`PIECE`] of data on its way in and one on its way out, and
+//! [`MOST_RESERVED`] bytes of replies under way: less than two mebibytes in all, most of it only while it is
+//! used. Longer reads and writes go through in pieces; only the whole reply to a client without structured
+//! ones ([`WHOLE`]) is larger for a moment.
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use super::contexts::Context;
+use super::contexts::{Context, MOST_TOLD};
 use super::handshake::{Agreed, broken};
 use super::offer::Offer;
 use super::protocol::{Errno, Fields, Headers, Request, command, command_flag as flag};
 use super::replies::{Failure, Replies};
-use super::requests::{judge, judge_range, may_have_holes, parts, perform, read_ready};
+use super::requests::{Progress, judge, judge_range, may_have_holes, parts, read_ready};
+use super::tasks::{Returns, Task};
 use super::wire::{Bell, Wire, wait_for};
 
 /// Bytes that one request may read or write.
@@ -37,27 +40,17 @@ const ENOUGH: usize = 64 << 10;
 /// A read of so many bytes by a client without structured replies is answered as a whole: where an error
 /// comes in the midst of one, such a client can only be cut off.
 const WHOLE: usize = 2 << 20;
-/// Requests of one client that wait for devices at the same time.
+/// Requests of one client that are under way with the workers at the same time.
 const MOST_JOBS: usize = 32;
+/// Bytes that their replies may have together.
+const MOST_RESERVED: usize = 1 << 20;
+/// While the last replies are waited for, whether the client is still there is looked at so often.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// A payload of a request other than a write.
 const LONGEST_PAYLOAD: u64 = 4096;
 
-/// Replies that are ready, from those who waited for devices to the one who sends them.
-struct Returns {
-    bell: Bell,
-    ready: Mutex<Vec<Replies>>,
-}
-
-impl Returns {
-    fn put(&self, replies: Replies) {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(replies);
-        self.bell.ring();
-    }
-
-    fn take(&self) -> Vec<Replies> {
-        std::mem::take(&mut *self.ready.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
+/// The number of the next client.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Requests that have come and were not looked at yet.
 struct Input {
@@ -99,8 +92,11 @@ struct Session<'a, W> {
     replies: Replies,
     /// Made when something is waited for the first time.
     returns: Option<Arc<Returns>>,
-    /// Requests under way with the workers.
+    /// Tells clients apart where they meet.
+    number: u64,
+    /// Requests under way with the workers, and memory set aside for their replies.
     jobs: usize,
+    reserved: usize,
     /// For payloads that do not fit the input.
     scratch: Vec<u8>,
 }
@@ -119,12 +115,15 @@ pub(super) fn transmit(
         input: Input { buf: vec![0; INPUT].into(), start: 0, end: 0 },
         replies: Replies::new(agreed.headers),
         returns: None,
+        number: NEXT.fetch_add(1, Ordering::Relaxed),
         jobs: 0,
+        reserved: 0,
         scratch: Vec::new(),
     };
     let served = session.serve();
-    // What is under way ends before the client is forgotten; it hears of it if it still listens.
-    let finished = session.finish();
+    // What is under way ends before the client is forgotten. It hears of it if it still listens; not after an
+    // error, which may have come in the midst of a reply.
+    let finished = session.finish(served.is_err());
     served.and(finished)
 }
 
@@ -177,52 +176,74 @@ impl<W: Wire> Session<'_, W> {
 
     /// Has a request carried out by those who may wait.
     fn hand_over(&mut self, request: Request, contexts: Arc<[Context]>) -> io::Result<()> {
-        let offer = Arc::clone(&self.offer);
-        if self.jobs >= MOST_JOBS {
-            // The client has enough under way: now it is this thread that waits.
-            perform(&request, &offer.export, &contexts, &mut self.replies);
-            return Ok(());
+        let reserved = match request.command {
+            command::READ => usize::try_from(request.length).unwrap_or(PIECE),
+            // Descriptors have 16 bytes at most.
+            command::BLOCK_STATUS => contexts.len() * MOST_TOLD * 16,
+            _ => 1024,
+        };
+        while self.jobs > 0 && (self.jobs >= MOST_JOBS || self.reserved + reserved > MOST_RESERVED)
+        {
+            // The client has enough under way: now it waits for itself.
+            self.wait_for_one()?;
         }
         let returns = match &self.returns {
             Some(returns) => Arc::clone(returns),
-            None => {
-                let ready = Mutex::default();
-                let returns = Arc::new(Returns { bell: Bell::new()?, ready });
-                Arc::clone(self.returns.insert(returns))
-            }
+            None => Arc::clone(self.returns.insert(Arc::new(Returns::new(Bell::new()?)))),
         };
         self.jobs += 1;
-        let mut replies = Replies::new(self.replies.headers());
-        let export = offer.export.clone();
-        offer.workers.submit(Box::new(move || {
-            let done = catch_unwind(AssertUnwindSafe(|| {
-                perform(&request, &export, &contexts, &mut replies);
-            }));
-            if done.is_err() {
-                replies.clear();
-                let failure = Failure::new(Errno::Io, "the server has made a mistake");
-                replies.failed(&request, &failure);
-            }
-            returns.put(replies);
-        }));
+        self.reserved += reserved;
+        let task = Task {
+            client: self.number,
+            request,
+            contexts,
+            headers: self.replies.headers(),
+            reserved,
+            offer: Arc::clone(&self.offer),
+            returns,
+            progress: Progress::default(),
+        };
+        task.submit();
         Ok(())
     }
 
-    /// Takes the replies of what is done; whether there were any.
-    fn collect(&mut self) -> bool {
-        let Some(returns) = &self.returns else { return false };
-        let ready = returns.take();
-        self.jobs -= ready.len();
-        for replies in &ready {
-            self.replies.put(replies.bytes());
+    /// Waits until something that is under way is done, and passes it on.
+    fn wait_for_one(&mut self) -> io::Result<()> {
+        let Some(returns) = self.returns.clone() else { return Ok(()) };
+        loop {
+            let before = self.jobs;
+            self.collect()?;
+            if self.jobs < before {
+                return Ok(());
+            }
+            wait_for(&[returns.bell.as_fd()], None)?;
+            returns.bell.hear();
         }
-        !ready.is_empty()
+    }
+
+    /// Takes the replies of what is done, and sends those that are too long to wait for others.
+    fn collect(&mut self) -> io::Result<()> {
+        let Some(returns) = &self.returns else { return Ok(()) };
+        for done in returns.take() {
+            self.jobs -= 1;
+            self.reserved -= done.reserved;
+            let bytes = done.replies.bytes();
+            if bytes.len() + self.replies.mark() > ENOUGH {
+                self.wire.send(self.replies.bytes())?;
+                self.replies.clear();
+                self.wire.send(bytes)?;
+            } else {
+                self.replies.put(bytes);
+            }
+        }
+        Ok(())
     }
 
     fn send(&mut self) -> io::Result<()> {
         if self.replies.mark() > 0 {
             self.wire.send(self.replies.bytes())?;
             self.replies.clear();
+            self.replies.shrink(PIECE + 2 * ENOUGH);
         }
         Ok(())
     }
@@ -231,14 +252,17 @@ impl<W: Wire> Session<'_, W> {
     /// sending until the client has said something.
     fn before_reading(&mut self) -> io::Result<()> {
         loop {
-            self.collect();
+            self.collect()?;
             self.send()?;
             let Some(returns) = self.returns.as_ref().filter(|_| self.jobs > 0) else {
                 return Ok(());
             };
             let ready = self.wire.wait(&returns.bell)?;
             if ready.rung {
+                // Silenced first: what rings after it is collected by whoever hears that.
                 returns.bell.hear();
+                self.collect()?;
+                self.send()?;
             }
             if ready.readable {
                 return Ok(());
@@ -431,13 +455,28 @@ impl<W: Wire> Session<'_, W> {
         self.hand_over(Request { length: meant, ..request }, wanted.into())
     }
 
-    /// Waits for what is under way, and sends the last replies.
-    fn finish(&mut self) -> io::Result<()> {
-        while let Some(returns) = self.returns.as_ref().filter(|_| self.jobs > 0) {
-            wait_for(&[returns.bell.as_fd()], None)?;
+    /// Waits for what is under way, and sends the last replies, unless the client has gone.
+    fn finish(&mut self, mut gone: bool) -> io::Result<()> {
+        let Some(returns) = self.returns.clone() else {
+            return if gone { Ok(()) } else { self.send() };
+        };
+        let mut result = Ok(());
+        loop {
+            // Collected before it is waited for: the bell may have been heard already.
+            if gone {
+                self.jobs -= returns.take().len();
+            } else {
+                result = self.collect().and_then(|()| self.send());
+                gone = result.is_err() || self.wire.has_gone();
+            }
+            if gone {
+                returns.abandon();
+            }
+            if self.jobs == 0 {
+                return result;
+            }
+            wait_for(&[returns.bell.as_fd()], Some(LOOK_AGAIN))?;
             returns.bell.hear();
-            self.collect();
         }
-        self.send()
     }
 }

@@ -21,6 +21,9 @@ pub(super) trait Wire {
     /// Waits until there is something to read, or the bell has rung.
     fn wait(&mut self, bell: &Bell) -> io::Result<Ready>;
 
+    /// Whether the client has gone for good, as far as can be told: it neither sends nor takes any more.
+    fn has_gone(&self) -> bool;
+
     /// Goes on encrypted, by the client's handshake.
     fn start_tls(&mut self, config: &Arc<ServerConfig>) -> io::Result<()>;
 }
@@ -176,14 +179,28 @@ impl Wire for Stream {
     }
 
     fn wait(&mut self, bell: &Bell) -> io::Result<Ready> {
-        if let Some(tls) = &mut self.tls {
-            let state = tls.process_new_packets().map_err(io::Error::other)?;
-            if state.plaintext_bytes_to_read() > 0 {
-                return Ok(Ready { readable: true, rung: false });
-            }
+        let Some(tls) = &mut self.tls else {
+            let ready = wait_for(&[self.socket.as_fd(), bell.as_fd()], None)?;
+            return Ok(Ready { readable: ready[0], rung: ready[1] });
+        };
+        let state = tls.process_new_packets().map_err(io::Error::other)?;
+        if state.plaintext_bytes_to_read() > 0 {
+            return Ok(Ready { readable: true, rung: false });
         }
         let ready = wait_for(&[self.socket.as_fd(), bell.as_fd()], None)?;
-        Ok(Ready { readable: ready[0], rung: ready[1] })
+        // What has come may be a part of a record only: to read would be to wait for the rest of it.
+        let readable = ready[0] && {
+            let ended = tls.read_tls(&mut self.socket)? == 0;
+            let state = tls.process_new_packets().map_err(io::Error::other)?;
+            ended || state.plaintext_bytes_to_read() > 0 || state.peer_has_closed()
+        };
+        Ok(Ready { readable, rung: ready[1] })
+    }
+
+    fn has_gone(&self) -> bool {
+        let mut polled = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&at_once)).is_ok_and(|count| count > 0)
     }
 
     fn start_tls(&mut self, config: &Arc<ServerConfig>) -> io::Result<()> {

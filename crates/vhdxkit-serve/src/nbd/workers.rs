@@ -1,6 +1,10 @@
 //! A few threads that wait for devices, so that those who talk to clients need not.
+//!
+//! Clients take turns: whoever has many jobs waits behind its own, not others behind it, and never has more
+//! than half of the threads. Jobs are short; what takes long comes back as another job, at the end of its
+//! client's row.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Something to be done. It must not panic: nobody would hear of it.
@@ -8,6 +12,8 @@ pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads at most: so many requests wait for devices at once.
 const MOST: usize = 16;
+/// Of one client.
+const MOST_OF_ONE: usize = MOST / 2;
 
 /// Threads that are started as they are needed, and end with this.
 #[derive(Default)]
@@ -24,10 +30,54 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    /// The clients with jobs, in the order of their turns.
+    turns: VecDeque<(u64, VecDeque<Job>)>,
+    /// How many jobs these have.
+    waiting: usize,
+    /// Jobs under way, by client.
+    running: HashMap<u64, usize>,
     threads: usize,
     idle: usize,
     ended: bool,
+}
+
+impl State {
+    /// Appends a job to its client's row.
+    fn push(&mut self, client: u64, job: Job) {
+        self.waiting += 1;
+        match self.turns.iter_mut().find(|(waiting, _)| *waiting == client) {
+            Some((_, jobs)) => jobs.push_back(job),
+            None => self.turns.push_back((client, VecDeque::from([job]))),
+        }
+    }
+
+    /// The next job of the first client that may have one done.
+    fn pop(&mut self) -> Option<(u64, Job)> {
+        for _ in 0..self.turns.len() {
+            let (client, mut jobs) = self.turns.pop_front()?;
+            let busy = self.running.get(&client).copied().unwrap_or_default();
+            let job = if busy < MOST_OF_ONE { jobs.pop_front() } else { None };
+            if !jobs.is_empty() {
+                self.turns.push_back((client, jobs));
+            }
+            if let Some(job) = job {
+                self.waiting -= 1;
+                self.running.insert(client, busy + 1);
+                return Some((client, job));
+            }
+        }
+        None
+    }
+
+    /// A job of this client has ended.
+    fn done(&mut self, client: u64) {
+        if let Some(busy) = self.running.get_mut(&client) {
+            *busy -= 1;
+            if *busy == 0 {
+                self.running.remove(&client);
+            }
+        }
+    }
 }
 
 impl Shared {
@@ -38,13 +88,18 @@ impl Shared {
     fn work(&self) {
         let mut state = self.state();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            if let Some((client, job)) = state.pop() {
                 drop(state);
                 job();
                 state = self.state();
+                state.done(client);
+                if state.ended {
+                    // Who waits may have waited for just this.
+                    self.changed.notify_all();
+                }
                 continue;
             }
-            if state.ended {
+            if state.ended && state.turns.is_empty() {
                 return;
             }
             state.idle += 1;
@@ -55,19 +110,23 @@ impl Shared {
 }
 
 impl Workers {
-    /// Has the job done soon. When no thread can be had at all the caller does it.
-    pub(super) fn submit(&self, job: Job) {
+    /// Has a client's job done soon. When no thread can be had at all the caller does it.
+    pub(super) fn submit(&self, client: u64, job: Job) {
         let mut state = self.shared.state();
-        state.jobs.push_back(job);
-        if state.idle < state.jobs.len() && state.threads < MOST {
+        state.push(client, job);
+        if state.idle < state.waiting && state.threads < MOST {
             let shared = Arc::clone(&self.shared);
             let builder = std::thread::Builder::new().name("device".into()).stack_size(256 << 10);
             match builder.spawn(move || shared.work()) {
                 Ok(_) => state.threads += 1,
                 Err(_) if state.threads == 0 => {
-                    let job = state.jobs.pop_back();
+                    let job = state.pop();
                     drop(state);
-                    return job.map_or((), |job| job());
+                    if let Some((client, job)) = job {
+                        job();
+                        self.shared.state().done(client);
+                    }
+                    return;
                 }
                 Err(_) => {}
             }
@@ -96,14 +155,38 @@ mod tests {
         let (finished, results) = channel();
         let (release, held) = channel::<()>();
         let slow = finished.clone();
-        workers.submit(Box::new(move || {
-            held.recv().unwrap();
-            slow.send(1).unwrap();
-        }));
-        workers.submit(Box::new(move || finished.send(2).unwrap()));
+        workers.submit(
+            1,
+            Box::new(move || {
+                held.recv().unwrap();
+                slow.send(1).unwrap();
+            }),
+        );
+        workers.submit(1, Box::new(move || finished.send(2).unwrap()));
         assert_eq!(results.recv().unwrap(), 2);
         release.send(()).unwrap();
         assert_eq!(results.recv().unwrap(), 1);
+    }
+
+    /// A client that fills the row with jobs that take for ever: another one is served all the same.
+    #[test]
+    fn a_greedy_client_leaves_threads_for_others() {
+        let workers = Workers::default();
+        let (release, held) = channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        for _ in 0..100 {
+            let held = Arc::clone(&held);
+            workers.submit(1, Box::new(move || drop(held.lock().unwrap().recv())));
+        }
+        let (finished, results) = channel();
+        for number in 0..10 {
+            let finished = finished.clone();
+            workers.submit(2, Box::new(move || finished.send(number).unwrap()));
+        }
+        for _ in 0..10 {
+            results.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        }
+        drop(release);
     }
 
     #[test]
@@ -112,10 +195,10 @@ mod tests {
         let workers = Workers::default();
         for number in 0..1000 {
             let finished = finished.clone();
-            workers.submit(Box::new(move || finished.send(number).unwrap()));
+            workers.submit(number % 3, Box::new(move || finished.send(number).unwrap()));
         }
         drop(workers);
-        let mut seen: Vec<i32> = results.iter().take(1000).collect();
+        let mut seen: Vec<u64> = results.iter().take(1000).collect();
         seen.sort_unstable();
         assert!(seen.into_iter().eq(0..1000));
     }

@@ -60,6 +60,11 @@ impl Serving {
         self.told.lock().unwrap().clone()
     }
 
+    /// Whether the server has ended by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Stops the server, which must end well.
     pub(crate) fn stop(mut self) -> Arc<Disk> {
         self.stopper.stop();
