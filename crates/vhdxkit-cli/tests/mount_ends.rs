@@ -90,6 +90,33 @@ fn a_chain_is_shown_as_one_disk_and_written_in_its_child() {
     vhdx(&["mount", "--read-only", &child, &empty]).fails_with(5);
 }
 
+/// A disk that others build on is not changed under them by mistake.
+#[test]
+fn the_parent_of_a_checkpoint_is_written_only_by_force() {
+    if !possible(&[]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let base = small_disk(&dir, "base.vhdx");
+    let child = dir.path("child.avhdx");
+    vhdx(&["create", &child, "--parent", &base]).succeeds();
+    let before = dir.fingerprint(&base);
+    let empty = dir.path("empty");
+    fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::symlink(&base, format!("{empty}.vhdx")).unwrap();
+    for image in [&base, &format!("{empty}.vhdx")] {
+        let text = vhdx(&["mount", image, &empty]).fails_with(1);
+        for part in ["child.avhdx builds on it", "--read-only", "--snapshot", "--force"] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+    }
+    Mounted::start(&dir, &base, &["--read-only"]).unmount();
+    assert!(dir.fingerprint(&base) == before, "the parent was changed");
+    let mounted = Mounted::start(&dir, &base, &["--force"]);
+    write_synced(&mounted, 0, 1);
+    mounted.unmount();
+}
+
 #[test]
 fn what_was_synced_survives_a_kill() {
     if !possible(&[]) {

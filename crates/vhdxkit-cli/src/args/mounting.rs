@@ -27,6 +27,9 @@ pub(crate) struct MountArgs {
     /// Let other users read the files, root among them.
     #[arg(long)]
     pub(crate) allow_other: bool,
+    /// Let it be written although other images build on it: they will be unreadable.
+    #[arg(long, conflicts_with = "read_only")]
+    pub(crate) force: bool,
     /// Mount although another process may be writing the image. What is read may be half-changed.
     #[arg(long, requires = "read_only")]
     pub(crate) force_share: bool,

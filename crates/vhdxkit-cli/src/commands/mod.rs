@@ -5,6 +5,7 @@ mod attach;
 #[cfg(target_os = "linux")]
 mod busy;
 mod check;
+mod children;
 mod compare;
 mod convert;
 mod create;
@@ -26,6 +27,8 @@ mod resize;
 #[cfg(target_os = "linux")]
 mod serve;
 mod set;
+#[cfg(target_os = "linux")]
+mod snapshot;
 #[cfg(target_os = "linux")]
 mod unmount;
 mod write;

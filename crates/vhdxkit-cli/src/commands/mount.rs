@@ -17,6 +17,7 @@ use vhdxkit_serve::fuse::{self, Mount, MountOptions, ServedFile};
 use super::Context;
 use super::attach::{Contents, find, quoted};
 use super::busy::users_in_words;
+use super::children::{require_no_children, writing_would_lose};
 use super::write::warn_of_change_tracking;
 use crate::args::{MountArgs, warn};
 use crate::console::{print_json, size};
@@ -124,6 +125,10 @@ fn require_fuse() -> anyhow::Result<()> {
 }
 
 fn open(args: &MountArgs) -> anyhow::Result<Image> {
+    if !args.read_only && !args.force {
+        require_no_children(&args.image, writing_would_lose)
+            .with_context(|| format!("cannot mount {} for writing", args.image.display()))?;
+    }
     // A server in the background leaves this directory, and a relative path means nothing there.
     let path = std::path::absolute(&args.image).unwrap_or_else(|_| args.image.clone());
     let image = args.to_serve().open(path).map_err(|error| {

@@ -1,15 +1,14 @@
 //! `vhdx set`: what a disk tells its guest about itself.
 
 use std::io::{self, Write};
-use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::json;
-use vhdxkit::chain::images_in;
 use vhdxkit::format::Guid;
 use vhdxkit::{Image, OpenOptions, ParentPolicy};
 
 use super::Context;
+use super::children::require_no_children;
 use super::write::warn_of_change_tracking;
 use crate::args::SetArgs;
 use crate::console::print_json;
@@ -17,7 +16,13 @@ use crate::console::print_json;
 pub(crate) fn run(args: &SetArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot change {}", args.image.display());
     if !args.force {
-        require_no_children(&args.image).with_context(failed)?;
+        require_no_children(&args.image, |children| {
+            format!(
+                "it has children, which would not know it any more: {children} (--force changes it all the \
+                 same; `vhdx relink --ignore-parent-id` links them again)"
+            )
+        })
+        .with_context(failed)?;
     }
     let mut image =
         OpenOptions::new().write(true).parents(ParentPolicy::Follow).open(&args.image)?;
@@ -49,23 +54,4 @@ fn change(image: &mut Image, args: &SetArgs) -> vhdxkit::Result<()> {
         image.set_physical_sector_size(bytes)?;
     }
     id.map_or(Ok(()), |id| image.set_disk_id(id))
-}
-
-/// Children know a disk by its contents: what is changed here belongs to them.
-fn require_no_children(path: &Path) -> anyhow::Result<()> {
-    let identity = Image::open(path)?.headers().current().data_write_guid;
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let children: Vec<String> = images_in(folder)?
-        .iter()
-        .filter(|image| image.is_child_of(identity))
-        .map(|image| image.path.display().to_string())
-        .collect();
-    if !children.is_empty() {
-        bail!(
-            "it has children, which would not know it any more: {} (--force changes it all the same; \
-             `vhdx relink --ignore-parent-id` links them again)",
-            children.join(", ")
-        );
-    }
-    Ok(())
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use vhdxkit::ops::partitions::{Partition, partitions};
-use vhdxkit::storage::{FileStorage, OpenMode, Overlay};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_serve::{Disk, Export, Tell};
 
 use super::super::attach::find;
+use super::super::snapshot::{in_memory, with_parents_of};
 use super::super::write::warn_of_change_tracking;
 use crate::args::{ServeArgs, warn};
 use crate::console::size;
@@ -107,7 +107,8 @@ fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, b
             Ok((image, "read and write".to_owned(), false))
         }
         Some(child) if child.as_os_str().is_empty() => {
-            let image = in_memory(options, path, args.snapshot_memory)?;
+            let found = look_at(&options, path)?;
+            let image = in_memory(options, found, path, args.snapshot_memory)?;
             let room = size(args.snapshot_memory);
             Ok((image, format!("writes stay in memory, up to {room}, and are lost"), true))
         }
@@ -131,17 +132,6 @@ fn look_at(options: &OpenOptions, path: &Path) -> anyhow::Result<Image> {
     Ok(image)
 }
 
-/// The image, open for writing, with all that is written kept in memory.
-fn in_memory(options: OpenOptions, path: &Path, room: u64) -> anyhow::Result<Image> {
-    // Opened by its path the image finds its parents; they are then named to the one in memory.
-    let found = look_at(&options, path)?;
-    let options = with_parents_of(options, &found, 1);
-    drop(found);
-    let file = FileStorage::open(path, OpenMode::ReadOnly { force_share: false })?;
-    let overlay = Overlay::new(Arc::new(file))?.with_room_for(room);
-    Ok(options.write(true).open_storage(Arc::new(overlay))?)
-}
-
 /// A new child of the image, open for writing.
 fn in_child(options: OpenOptions, path: &Path, child: &Path) -> anyhow::Result<Image> {
     let base = look_at(&options, path)?;
@@ -149,10 +139,4 @@ fn in_child(options: OpenOptions, path: &Path, child: &Path) -> anyhow::Result<I
     CreateOptions::child_of(&base)?.create(child).context("cannot make the snapshot's child")?;
     drop(base);
     Ok(options.write(true).open(child)?)
-}
-
-/// Names the layers of a chain from a depth on as parents.
-fn with_parents_of(options: OpenOptions, image: &Image, depth: usize) -> OpenOptions {
-    let paths = image.layers().skip(depth).filter_map(Image::path);
-    paths.fold(options.without_parents(), |options, path| options.parent(path))
 }
