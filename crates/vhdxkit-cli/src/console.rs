@@ -63,13 +63,17 @@ pub(crate) fn stop_on_signal() {
 }
 
 /// From now on Ctrl-C and SIGTERM have `end` called, in a thread of its own; a second one ends the process
-/// at once.
+/// at once, after `hurry`.
 #[cfg(target_os = "linux")]
-pub(crate) fn end_on_signal(mut end: impl FnMut() + Send + 'static) {
+pub(crate) fn end_on_signal(
+    mut end: impl FnMut() + Send + 'static,
+    mut hurry: impl FnMut() + Send + 'static,
+) {
     let mut first = true;
     // A handler that cannot be set leaves the system's: then the end is that of a kill.
     let _ = ctrlc::set_handler(move || {
         if !std::mem::take(&mut first) {
+            hurry();
             std::process::exit(130);
         }
         end();

@@ -17,6 +17,18 @@ pub(crate) mod exit {
     pub(crate) const PARENT: u8 = 5;
 }
 
+/// A parent that is needed was not named: its exit code is that of a parent that is missing.
+#[derive(Debug)]
+pub(crate) struct NoParent(pub(crate) String);
+
+impl std::fmt::Display for NoParent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoParent {}
+
 /// Prints the failure and gives its exit code.
 pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
     if is_closed_pipe(error) {
@@ -31,7 +43,9 @@ pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
     if let Some(advice) = library.and_then(Error::advice) {
         eprintln!("  what to do: {advice}");
     }
+    let no_parent = error.chain().any(|cause| cause.is::<NoParent>());
     ExitCode::from(match library.map(Error::kind) {
+        _ if no_parent => exit::PARENT,
         Some(ErrorKind::Locked) => exit::LOCKED,
         Some(ErrorKind::ParentNeeded | ErrorKind::Parent) => exit::PARENT,
         _ => exit::FAILED,

@@ -22,6 +22,13 @@ impl Disk {
     #[must_use]
     pub fn new(image: Image, tell: Arc<Tell>) -> Arc<Self> {
         let name = image.path().map_or_else(|| "the disk".to_owned(), |p| p.display().to_string());
+        Self::named(name, image, tell)
+    }
+
+    /// [`new`](Self::new) for an image that lies on a storage of the caller's: `name` is what whoever runs the
+    /// server is told of it.
+    #[must_use]
+    pub fn named(name: String, image: Image, tell: Arc<Tell>) -> Arc<Self> {
         Arc::new(Self { image, sectors: RwLock::new(()), troubles: Troubles::new(name, tell) })
     }
 

@@ -56,7 +56,7 @@ impl Troubles {
             }
         };
         drop(known);
-        (self.tell)(&format!("{}: cannot {doing}: {error}{more}; {}", self.disk, what_now(error)));
+        (self.tell)(&format!("{}: {error}{more}; {}", self.disk, what_now(error)));
     }
 }
 
@@ -77,7 +77,7 @@ fn what_now(error: &Error) -> &'static str {
             "the client is told that the disk is full; what was flushed is safe, reading goes on, and so does writing once there is room"
         }
         (_, Some(Io::OutOfMemory)) => {
-            "the snapshot has used all the memory it was given; reading goes on"
+            "the snapshot has used all the memory it was given (--snapshot-memory; a child image has no such limit): the client is told that the disk is full, and reading goes on"
         }
         (ErrorKind::Corrupt, _) => {
             "the client is told of an input/output error; `vhdx check` lists what is wrong"
@@ -106,6 +106,6 @@ mod tests {
         troubles.note("write", &corrupt);
         let said = said.lock().unwrap();
         assert_eq!(said.len(), 2, "{said:?}");
-        assert!(said[0].starts_with("a.vhdx: cannot read: "), "{said:?}");
+        assert!(said[0].starts_with("a.vhdx: "), "{said:?}");
     }
 }

@@ -34,7 +34,7 @@ Examples:
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
   vhdx merge newest.avhdx             fold a checkpoint into its parent
   vhdx relink work.avhdx --parent P   repair a link to a parent that was moved
-  vhdx serve disk.vhdx                a disk for a virtual machine, over NBD (Linux)
+  vhdx serve disk.vhdx                a disk for a virtual machine, by NBD
   vhdx mount --read-only a.vhdx dir   its partitions as files (Linux)";
 
 const TOP_NOTES: &str = "\
@@ -201,16 +201,19 @@ Exit status: 0 the same, 3 different, 1 one could not be read, 4 one is in use, 
     #[cfg(target_os = "linux")]
     #[command(before_help = "\
 Examples:
-  vhdx serve disk.vhdx                           on a socket of its own, which it prints
-  vhdx serve --read-only crashed.vhdx            log replayed in memory, nothing changed
+  vhdx serve disk.vhdx                 on a socket of its own, which it prints
+  vhdx serve --read-only crashed.vhdx  log replayed in memory
+  vhdx serve --snapshot disk.vhdx      try things: what is written is forgotten
   vhdx serve disk.vhdx --run 'nbdcopy $uri d.raw'
-  vhdx serve disk.vhdx --unix /run/disk.sock --detach --pid-file /run/disk.pid
-  vhdx serve --snapshot disk.vhdx                try things: what is written is forgotten
-  vhdx serve newest.avhdx --parent base.vhdx     a checkpoint
+  vhdx serve disk.vhdx --unix /run/d.sock --detach --pid-file /run/d.pid
+  vhdx serve newest.avhdx --parent base.vhdx
 
 It runs until Ctrl-C or SIGTERM: requests under way are finished and the image is left clean. A second \
 signal ends it at once; the image is then dirty, and opens with everything that was flushed. Whatever \
-kills it, the same is true.")]
+kills it, the same is true. A server opens no parent that it is not told of.
+
+Exit status: 0 it ended as it was told; 1 failed; 2 wrong usage; 4 an image is in use; 5 a parent is missing; \
+130 a second signal; with --run that of the command.")]
     Serve(ServeArgs),
     /// Show a disk and its partitions as files in a directory.
     #[cfg(target_os = "linux")]

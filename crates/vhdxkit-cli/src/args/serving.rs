@@ -31,8 +31,14 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) snapshot: Option<PathBuf>,
     /// Memory for what is written to a snapshot without a child image.
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    #[arg(
+        long, value_name = "SIZE", default_value = "1G", value_parser = parse_size,
+        requires = "snapshot"
+    )]
     pub(crate) snapshot_memory: u64,
+    /// Serve for writing although other images build on it, which cannot be read any more then.
+    #[arg(long, conflicts_with_all = ["read_only", "snapshot"])]
+    pub(crate) force: bool,
     /// Serve only this partition of the disk.
     #[arg(long, value_name = "N")]
     pub(crate) partition: Option<u32>,
@@ -51,15 +57,16 @@ pub(crate) struct PlaceArgs {
     /// On this Unix socket. Without any of these, on one in a new folder of its own.
     #[arg(long, short = 'k', value_name = "PATH", conflicts_with = "tcp")]
     pub(crate) unix: Option<PathBuf>,
-    /// On this TCP address and port; 127.0.0.1 and 10809 are what is left out.
+    /// On this TCP address and port, 127.0.0.1:10809 where nothing else is said. Every user of a machine can
+    /// connect to its loopback address; a Unix socket has an owner.
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:10809")]
     pub(crate) tcp: Option<String>,
     /// Talk through TLS only, with ca-cert.pem, server-cert.pem and server-key.pem of this folder. Clients
-    /// need a certificate by the same authority.
+    /// need client-cert.pem and client-key.pem by the same authority, and its ca-cert.pem.
     #[arg(long, value_name = "DIR", alias = "tls")]
     pub(crate) tls_certificates: Option<PathBuf>,
     /// Listen where other machines can connect, without TLS: whoever can connect can read, and write.
-    #[arg(long)]
+    #[arg(long, requires = "tcp")]
     pub(crate) insecure: bool,
 }
 
@@ -118,7 +125,8 @@ impl ServedArgs {
 }
 
 fn parse_policy(text: &str) -> Result<ParentPolicy, String> {
-    match super::chain::parse_policy(text)? {
+    let wrong = |_| "write deny, or beneath=DIR".to_owned();
+    match super::chain::parse_policy(text).map_err(wrong)? {
         ParentPolicy::Follow => Err(
             "a server does not follow what an image says: name its parents with --parent (`vhdx info \
              --chain` lists them), or write beneath=DIR"

@@ -53,6 +53,10 @@ impl Listener {
             let text = format!("{}: {what}", path.display());
             Err(io::Error::new(io::ErrorKind::AddrInUse, text))
         };
+        // Two servers that find the same socket left behind must not each remove the other's new one.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = fs::File::open(folder.unwrap_or(Path::new(".")))?;
+        rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)?;
         match fs::symlink_metadata(path) {
             Ok(meta) if !meta.file_type().is_socket() => return in_use("there is a file already"),
             Ok(_) => match UnixStream::connect(path) {
@@ -166,6 +170,12 @@ impl AsFd for Listener {
 #[must_use]
 pub fn encoded_name(export: &str) -> String {
     encoded(export, false)
+}
+
+/// A path as a part of a URI.
+#[must_use]
+pub fn encoded_path(path: &Path) -> String {
+    encoded(&path.to_string_lossy(), true)
 }
 
 /// A text as a part of a URI; a path keeps its slashes.

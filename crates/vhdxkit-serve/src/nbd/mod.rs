@@ -41,6 +41,6 @@ mod tls;
 mod wire;
 mod workers;
 
-pub use listener::{Listener, encoded_name};
+pub use listener::{Listener, encoded_name, encoded_path};
 pub use server::{Options, Server, Stopper};
 pub use tls::Tls;

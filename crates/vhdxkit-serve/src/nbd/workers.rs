@@ -176,7 +176,7 @@ mod tests {
         let held = Arc::new(Mutex::new(held));
         for _ in 0..100 {
             let held = Arc::clone(&held);
-            workers.submit(1, Box::new(move || drop(held.lock().unwrap().recv())));
+            workers.submit(1, Box::new(move || assert!(held.lock().unwrap().recv().is_err())));
         }
         let (finished, results) = channel();
         for number in 0..10 {

@@ -1,5 +1,6 @@
 //! The images that are served: opened for reading, for writing, or so that they stay as they are.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,11 +9,13 @@ use vhdxkit::ops::partitions::{Partition, partitions};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_serve::{Disk, Export, Tell};
 
-use super::super::attach::find;
+use super::super::attach::{find, quoted};
+use super::super::children::{require_no_children, writing_would_lose};
 use super::super::snapshot::{in_memory, with_parents_of};
 use super::super::write::warn_of_change_tracking;
 use crate::args::{ServeArgs, warn};
 use crate::console::size;
+use crate::failure::NoParent;
 
 /// An image, and how clients see it.
 pub(super) struct Served {
@@ -28,7 +31,9 @@ pub(super) struct Served {
 impl Served {
     /// What clients are told of it.
     pub(super) fn description(&self) -> String {
-        format!("{}, {}", self.path.display(), size(self.export.size()))
+        // The name only: where it lies is nobody's business who connects.
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
+        format!("{name}, {}", size(self.export.size()))
     }
 
     /// Leaves the image clean.
@@ -47,7 +52,8 @@ impl Served {
 pub(super) fn open_all(args: &ServeArgs, tell: &Arc<Tell>) -> anyhow::Result<Vec<Served>> {
     let several = args.images.len() > 1;
     if !args.names.is_empty() && args.names.len() != args.images.len() {
-        bail!("{} images need as many --export names, or none", args.images.len());
+        let (images, names) = (args.images.len(), args.names.len());
+        bail!("--export was given {names} times for {images} images: once for each, or not at all");
     }
     if several && !args.open.named.is_empty() {
         bail!("--parent goes with a single image; --parents beneath=DIR goes with several");
@@ -66,20 +72,25 @@ pub(super) fn open_all(args: &ServeArgs, tell: &Arc<Tell>) -> anyhow::Result<Vec
         if all.iter().any(|other: &Served| other.name == name) {
             bail!("two images would be the export '{name}': name all of them with --export");
         }
-        all.push(open(args, path, name, tell).with_context(|| cannot_serve(path))?);
+        all.push(open(args, path, name, tell).with_context(|| cannot_serve(args, path))?);
     }
     Ok(all)
 }
 
-fn cannot_serve(path: &Path) -> String {
-    format!("cannot serve {}", path.display())
+fn cannot_serve(args: &ServeArgs, path: &Path) -> String {
+    let name = path.display();
+    let in_memory = args.snapshot.as_ref().is_some_and(|child| child.as_os_str().is_empty());
+    match in_memory && args.images.len() > 1 && !path.exists() {
+        true => format!("cannot serve {name} (for writes to go there: --snapshot={name})"),
+        false => format!("cannot serve {name}"),
+    }
 }
 
 fn open(args: &ServeArgs, path: &Path, name: String, tell: &Arc<Tell>) -> anyhow::Result<Served> {
     let (image, writes, fleeting) = open_image(args, path)?;
     warn(path, &image);
     let partition = args.partition.map(|number| the_partition(&image, number)).transpose()?;
-    let disk = Disk::new(image, Arc::clone(tell));
+    let disk = Disk::named(path.display().to_string(), image, Arc::clone(tell));
     let export = match partition {
         Some(partition) => Export::part(disk, partition.range),
         None => Export::whole(disk),
@@ -102,7 +113,10 @@ fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, b
         None => {
             // Looked at first: an image that cannot be served is not even replayed.
             drop(look_at(&options, path)?);
-            let image = options.write(true).open(path)?;
+            if !args.force {
+                require_no_children(path, writing_would_lose)?;
+            }
+            let image = options.write(true).open(path).map_err(read_only_would_do)?;
             warn_of_change_tracking(path);
             Ok((image, "read and write".to_owned(), false))
         }
@@ -114,8 +128,23 @@ fn open_image(args: &ServeArgs, path: &Path) -> anyhow::Result<(Image, String, b
         }
         Some(child) => {
             let image = in_child(options, path, child)?;
-            Ok((image, format!("writes go to {}", child.display()), false))
+            let (child, base) = (child.display(), path.display());
+            let writes = format!("writes go to {child}; do not write to {base} from now on");
+            Ok((image, writes, false))
         }
+    }
+}
+
+/// The error of an image that may not be written, with what would do all the same.
+fn read_only_would_do(error: vhdxkit::Error) -> anyhow::Error {
+    let refused = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+    let unwritable = error.io_error().is_some_and(|e| refused.contains(&e.kind()));
+    let error = anyhow::Error::from(error);
+    match unwritable {
+        true => {
+            error.context("it cannot be opened for writing: --read-only serves it all the same")
+        }
+        false => error,
     }
 }
 
@@ -124,10 +153,11 @@ fn look_at(options: &OpenOptions, path: &Path) -> anyhow::Result<Image> {
     let image = options.open(path)?;
     if let Some(orphan) = image.layers().last().filter(|last| last.parent_locator().is_some()) {
         let orphan = orphan.path().unwrap_or(path).display();
-        bail!(
+        return Err(NoParent(format!(
             "{orphan} is a child, and a server opens no parent that it is not told: name it with \
              --parent (`vhdx info --chain` lists them)"
-        );
+        ))
+        .into());
     }
     Ok(image)
 }
@@ -136,7 +166,16 @@ fn look_at(options: &OpenOptions, path: &Path) -> anyhow::Result<Image> {
 fn in_child(options: OpenOptions, path: &Path, child: &Path) -> anyhow::Result<Image> {
     let base = look_at(&options, path)?;
     let options = with_parents_of(options, &base, 0);
-    CreateOptions::child_of(&base)?.create(child).context("cannot make the snapshot's child")?;
+    CreateOptions::child_of(&base)?.create(child).map_err(|error| {
+        let exists = error.io_error().is_some_and(|e| e.kind() == io::ErrorKind::AlreadyExists);
+        let (image, name) = (quoted(path), quoted(child));
+        anyhow::Error::from(error).context(match exists {
+            true => format!(
+                "there is a {name} already; to go on with it: vhdx serve {name} --parent {image}"
+            ),
+            false => "cannot make the snapshot's child".to_owned(),
+        })
+    })?;
     drop(base);
     Ok(options.write(true).open(child)?)
 }

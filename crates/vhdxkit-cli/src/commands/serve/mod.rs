@@ -1,125 +1,119 @@
 //! `vhdx serve`: images to NBD clients, until it is stopped.
+//!
+//! The order of the end matters more than that of the beginning: the server answers what it has taken, then
+//! every image is closed, whatever becomes of the others, and only then anything else is waited for.
 
+mod beside;
 mod disks;
 mod hints;
+mod pid_file;
 mod places;
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context as _, bail};
 use vhdxkit_serve::{Tell, nbd};
 
 use super::Context;
 use crate::args::ServeArgs;
 use crate::console::end_on_signal;
 use crate::detach;
+use beside::Beside;
 use disks::Served;
+use pid_file::PidFile;
 use places::Place;
 
 pub(crate) fn run(args: &ServeArgs, context: Context) -> anyhow::Result<ExitCode> {
-    if args.life.detach && !detach::is_detached() {
-        return detach::launch();
-    }
     if detach::is_detached() {
         detach::leave_session();
+    } else if args.life.detach {
+        if std::env::var_os("LISTEN_FDS").is_some() {
+            // They belong to this process by its number; the one in the background has another.
+            bail!("sockets that were handed over (LISTEN_FDS) do not go with --detach");
+        }
+        return detach::launch();
     }
     let tell: Arc<Tell> = Arc::new(detach::tell);
     let tls = args.place.tls_certificates.as_deref().map(nbd::Tls::from_folder).transpose();
     let tls = tls.context("cannot use the certificates")?;
     // Where to listen is settled before an image is touched.
-    let place = Place::take(&args.place, tls.is_some())?;
+    let place = Place::take(&args.place)?;
     let disks = disks::open_all(args, &tell)?;
-    let mut options = nbd::Options::default()
-        .insecure(args.place.insecure)
-        .once(args.life.once)
-        .tell(Arc::clone(&tell));
-    for served in &disks {
-        options = options.offer(&served.name, served.description(), served.export.clone());
-    }
-    if let Some(tls) = tls {
-        options = options.tls(tls);
-    }
-    let server = nbd::Server::new(options)?;
-    let stopper = server.stopper();
-    end_on_signal(move || stopper.stop());
+    let server = nbd::Server::new(offer(args, &disks, tls, &tell))?;
     let pid_file = args.life.pid_file.as_deref().map(PidFile::write).transpose()?;
     let (listeners, place) = place.split();
-    // Clients that connect from now on are queued, and served in a moment.
-    let status = match &args.life.run {
-        None => {
-            hints::print(&disks, &place, context)?;
-            if detach::is_detached() {
-                detach::serve_now().context("the command that started this has gone")?;
+    let beside = Beside::default();
+    let (stopper, orphan) = (server.stopper(), beside.clone());
+    let quiet = args.life.run.is_some() || context.quiet;
+    end_on_signal(
+        move || {
+            if !quiet {
+                detach::tell(
+                    "ends: finishes what was asked for, then closes; again ends it at once",
+                );
             }
-            server.run(listeners).map(|()| ExitCode::SUCCESS)
-        }
-        Some(command) => run_beside(&server, listeners, command, &disks, &place),
+            stopper.stop();
+        },
+        move || orphan.kill(),
+    );
+    // Clients that connect from now on are queued, and served in a moment.
+    let begun = match &args.life.run {
+        Some(command) => beside.start(command, &disks, &place, server.stopper()),
+        None => announce(args, &disks, &place, context),
     };
+    let served = begun.and_then(|()| Ok(server.run(listeners)?));
+    let closed = close_all(&disks);
+    // Whoever waits for it to go finds the images closed.
     drop(pid_file);
-    let closed: anyhow::Result<Vec<()>> = disks.iter().map(Served::close).collect();
-    closed?;
-    Ok(status?)
+    let status = beside.finish();
+    closed.and(served)?;
+    Ok(status?.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// Serves as long as a command runs, and gives its status.
-fn run_beside(
-    server: &nbd::Server,
-    listeners: Vec<nbd::Listener>,
-    command: &str,
+fn offer(
+    args: &ServeArgs,
+    disks: &[Served],
+    tls: Option<nbd::Tls>,
+    tell: &Arc<Tell>,
+) -> nbd::Options {
+    let options = nbd::Options::default()
+        .insecure(args.place.insecure)
+        .once(args.life.once)
+        .tell(Arc::clone(tell));
+    let options = disks.iter().fold(options, |options, served| {
+        options.offer(&served.name, served.description(), served.export.clone())
+    });
+    match tls {
+        Some(tls) => options.tls(tls),
+        None => options,
+    }
+}
+
+/// Tells how to connect, and in the background lets the command return.
+fn announce(
+    args: &ServeArgs,
     disks: &[Served],
     place: &places::Address,
-) -> io::Result<ExitCode> {
-    let name = disks.first().map_or("", |served| &served.name);
-    let uri = place.uri(name).unwrap_or_default();
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command).env("uri", &uri).env("nbd", &uri).env("exportname", name);
-    let socket = place.socket.as_deref().unwrap_or(Path::new(""));
-    shell.env("unixsocket", socket);
-    shell.env("port", place.port.map_or_else(String::new, |port| port.to_string()));
-    let mut child = shell.spawn()?;
-    let pid = child.id();
-    let stopper = server.stopper();
-    let waiting = std::thread::spawn(move || {
-        let status = child.wait();
-        stopper.stop();
-        status
-    });
-    let served = server.run(listeners);
-    if !waiting.is_finished() {
-        // The server was told to end. What runs beside it has lost its disk, and is told as well.
-        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-    }
-    let status =
-        waiting.join().map_err(|_| io::Error::other("waiting for the command failed"))??;
-    served?;
-    // As shells tell it: a command that a signal has ended.
-    let signal = std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default();
-    let code = status.code().unwrap_or(128 + signal);
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
-}
-
-/// A file with our process id, which goes with us.
-struct PidFile(PathBuf);
-
-impl PidFile {
-    fn write(path: &Path) -> anyhow::Result<Self> {
-        let failed = || format!("cannot write the process id to {}", path.display());
-        std::fs::write(path, format!("{}\n", std::process::id())).with_context(failed)?;
-        // A server in the background leaves this directory.
-        Ok(Self(std::path::absolute(path)?))
+    context: Context,
+) -> anyhow::Result<()> {
+    hints::print(args, disks, place, context)?;
+    match detach::is_detached() {
+        true => detach::serve_now().context("the command that started this has gone"),
+        false => Ok(()),
     }
 }
 
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            let _ = writeln!(io::stderr(), "warning: {}: {error}", self.0.display());
+/// Closes every image, also when one of them cannot be; the last failure is left to be told.
+fn close_all(disks: &[Served]) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    for closed in disks.iter().map(Served::close) {
+        if let Err(earlier) = std::mem::replace(&mut result, closed) {
+            match &result {
+                Ok(()) => result = Err(earlier),
+                Err(_) => detach::tell(&format!("{earlier:#}")),
+            }
         }
     }
+    result
 }

@@ -1,10 +1,10 @@
 //! Where the server listens: a socket it was handed, a Unix socket, a TCP port.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use vhdxkit_serve::nbd::Listener;
+use vhdxkit_serve::nbd::{Listener, encoded_name, encoded_path};
 
 use crate::args::PlaceArgs;
 
@@ -26,6 +26,12 @@ pub(super) struct Address {
     /// The address with the export's name left open.
     before: String,
     after: String,
+    /// With TLS, the folder that clients find their certificates in, as far as we know.
+    pub(super) certificates: Option<PathBuf>,
+    /// Whether they are there.
+    pub(super) has_client_certificate: bool,
+    /// The TCP address.
+    tcp: Option<SocketAddr>,
     /// The folder that the socket lies in, if it is ours.
     _folder: Option<tempfile::TempDir>,
 }
@@ -33,16 +39,47 @@ pub(super) struct Address {
 impl Address {
     /// The URI of an export; `None` for a socket that has no name.
     pub(super) fn uri(&self, export: &str) -> Option<String> {
-        (!self.before.is_empty()).then(|| {
-            let name = vhdxkit_serve::nbd::encoded_name(export);
-            format!("{}{name}{}", self.before, self.after)
+        (!self.before.is_empty())
+            .then(|| format!("{}{}{}", self.before, encoded_name(export), self.after))
+    }
+
+    /// The same with what a client needs besides: with TLS, where its certificates lie.
+    pub(super) fn uri_for_clients(&self, export: &str) -> Option<String> {
+        let uri = self.uri(export)?;
+        Some(match &self.certificates {
+            None => uri,
+            Some(folder) => {
+                let joined = if self.after.is_empty() { '?' } else { '&' };
+                format!("{uri}{joined}tls-certificates={}", encoded_path(folder))
+            }
         })
+    }
+
+    /// The TCP address without its port.
+    pub(super) fn host(&self) -> String {
+        self.tcp.map_or_else(String::new, |address| address.ip().to_string())
+    }
+
+    /// The address in QEMU's words.
+    pub(super) fn qemu_server(&self) -> String {
+        match (&self.socket, self.tcp) {
+            (Some(path), _) => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                format!("server.type=unix,server.path={}", path.display())
+            }
+            (None, Some(address)) => {
+                let (host, port) = (address.ip(), address.port());
+                format!("server.type=inet,server.host={host},server.port={port}")
+            }
+            (None, None) => String::new(),
+        }
     }
 }
 
 impl Place {
     /// Begins to listen.
-    pub(super) fn take(args: &PlaceArgs, tls: bool) -> anyhow::Result<Self> {
+    pub(super) fn take(args: &PlaceArgs) -> anyhow::Result<Self> {
+        let tls = args.tls_certificates.as_deref();
         let inherited = inherited()?;
         if !inherited.is_empty() {
             if args.unix.is_some() || args.tcp.is_some() {
@@ -52,13 +89,17 @@ impl Place {
         }
         match (&args.unix, &args.tcp) {
             (_, Some(address)) => {
-                let protected = tls || args.insecure;
+                let protected = tls.is_some() || args.insecure;
                 Self::of(listen_on(address, protected)?, None, None, tls)
             }
             (Some(path), None) => {
-                let listener = Listener::unix(path).context(
-                    "cannot listen on the socket: choose another path with --unix, or end the server that has it",
-                )?;
+                let listener = Listener::unix(path).map_err(|error| {
+                    let taken = error.kind() == std::io::ErrorKind::AddrInUse;
+                    anyhow::Error::from(error).context(match taken {
+                        true => "cannot listen on the socket: choose another path with --unix, or end the server that has it",
+                        false => "cannot make the socket (its path has 107 bytes at most, in a folder that exists)",
+                    })
+                })?;
                 Self::of(vec![listener], Some(path.clone()), None, tls)
             }
             (None, None) => {
@@ -74,12 +115,29 @@ impl Place {
         listeners: Vec<Listener>,
         socket: Option<PathBuf>,
         folder: Option<tempfile::TempDir>,
-        tls: bool,
+        tls: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let port = listeners.iter().find_map(Listener::address).map(|address| address.port());
-        let (before, after) =
-            listeners.iter().find_map(|listener| listener.uri_parts(tls)).unwrap_or_default();
-        let address = Address { socket, port, before, after, _folder: folder };
+        let tcp = listeners.iter().find_map(Listener::address);
+        let parts = listeners.iter().find_map(|listener| listener.uri_parts(tls.is_some()));
+        let (before, after) = parts.unwrap_or_default();
+        let clients = |folder: &Path| {
+            ["client-cert.pem", "client-key.pem"].iter().all(|name| folder.join(name).exists())
+        };
+        let has_client_certificate = tls.is_some_and(clients);
+        let certificates = tls.map(|folder| match has_client_certificate {
+            true => std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf()),
+            false => PathBuf::from("DIR"),
+        });
+        let address = Address {
+            socket,
+            port: tcp.map(|address| address.port()),
+            before,
+            after,
+            certificates,
+            has_client_certificate,
+            tcp,
+            _folder: folder,
+        };
         Ok(Self { listeners, address })
     }
 
