@@ -131,6 +131,11 @@ impl Run {
         command
     }
 
+    /// Its exit status, whatever it is.
+    pub(crate) fn status(&self) -> Option<i32> {
+        self.0.status.code()
+    }
+
     fn expect(self, code: i32) -> Output {
         let [errors, told] = [&self.0.stderr, &self.0.stdout].map(|b| String::from_utf8_lossy(b));
         assert_eq!(self.0.status.code(), Some(code), "stderr: {errors}\nstdout: {told}");

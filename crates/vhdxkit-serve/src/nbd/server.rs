@@ -117,18 +117,22 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// Stops a server, from any thread.
+/// Stops a server, from any thread. It keeps nothing of the server: not the images, nor their locks.
 #[derive(Clone)]
-pub struct Stopper {
-    shared: Arc<Shared>,
+pub struct Stopper(Arc<Stop>);
+
+struct Stop {
+    stopping: AtomicBool,
+    /// To whoever accepts: the server is to stop, or a client has gone.
+    bell: Bell,
 }
 
 impl Stopper {
     /// No more clients, no more requests: those under way are finished and answered, then
     /// [`Server::run`] returns.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
-        self.shared.bell.ring();
+        self.0.stopping.store(true, Ordering::Relaxed);
+        self.0.bell.ring();
     }
 }
 
@@ -139,11 +143,9 @@ struct Shared {
     most_clients: usize,
     handshake: Duration,
     tell: Arc<Tell>,
-    stopping: AtomicBool,
+    stop: Arc<Stop>,
     /// Somebody has chosen an export; not only asked what there is, or whether a server is there.
     had_clients: AtomicBool,
-    /// To whoever accepts: the server is to stop, or a client has gone.
-    bell: Bell,
     clients: Mutex<Clients>,
     gone: Condvar,
     cut_off: Mutex<(Option<Instant>, u64)>,
@@ -207,13 +209,13 @@ impl Shared {
     /// Serves one client, in its own thread.
     fn serve(&self, number: u64, socket: Socket) -> io::Result<()> {
         let mut wire = Stream::new(socket);
-        let agreed = shake_hands(&mut wire, &self.house, &self.stopping)?;
+        let agreed = shake_hands(&mut wire, &self.house, &self.stop.stopping)?;
         let Some(agreed) = agreed else { return Ok(()) };
         if let Some(client) = self.clients().all.get_mut(&number) {
             client.deadline = None;
         }
         self.had_clients.store(true, Ordering::Relaxed);
-        transmit(&mut wire, agreed, &self.stopping)
+        transmit(&mut wire, agreed, &self.stop.stopping)
     }
 }
 
@@ -227,7 +229,7 @@ impl Drop for Leave {
     fn drop(&mut self) {
         self.shared.clients().all.remove(&self.number);
         self.shared.gone.notify_all();
-        self.shared.bell.ring();
+        self.shared.stop.bell.ring();
     }
 }
 
@@ -259,9 +261,8 @@ impl Server {
             most_clients: options.most_clients,
             handshake: options.handshake,
             tell: options.tell,
-            stopping: AtomicBool::new(false),
+            stop: Arc::new(Stop { stopping: AtomicBool::new(false), bell: Bell::new()? }),
             had_clients: AtomicBool::new(false),
-            bell: Bell::new()?,
             clients: Mutex::default(),
             gone: Condvar::new(),
             cut_off: Mutex::default(),
@@ -271,13 +272,13 @@ impl Server {
 
     /// All that serving one client takes.
     pub(super) fn stage(&self) -> (&House, &AtomicBool) {
-        (&self.shared.house, &self.shared.stopping)
+        (&self.shared.house, &self.shared.stop.stopping)
     }
 
     /// What stops this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper { shared: Arc::clone(&self.shared) }
+        Stopper(Arc::clone(&self.shared.stop))
     }
 
     /// Serves clients until it is stopped; then finishes what is under way. Nothing is flushed on the way
@@ -302,7 +303,7 @@ impl Server {
         let accepted = self.accept(&listeners);
         // From here on nobody can come; who has come is let go.
         drop(listeners);
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.stop.stopping.store(true, Ordering::Relaxed);
         self.finish();
         accepted
     }
@@ -310,7 +311,7 @@ impl Server {
     fn accept(&self, listeners: &[Listener]) -> io::Result<()> {
         let shared = &self.shared;
         loop {
-            if shared.stopping.load(Ordering::Relaxed) {
+            if shared.stop.stopping.load(Ordering::Relaxed) {
                 return Ok(());
             }
             let (count, next_deadline) = self.cut_off_late_ones();
@@ -318,10 +319,10 @@ impl Server {
                 return Ok(());
             }
             let mut fds: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-            fds.push(shared.bell.as_fd());
+            fds.push(shared.stop.bell.as_fd());
             let ready = wait_for(&fds, next_deadline)?;
             if ready.last() == Some(&true) {
-                shared.bell.hear();
+                shared.stop.bell.hear();
             }
             for (listener, _) in listeners.iter().zip(&ready).filter(|(_, ready)| **ready) {
                 match listener.accept() {

@@ -64,8 +64,8 @@ pub(crate) fn run(args: &ServeArgs, context: Context) -> anyhow::Result<ExitCode
     };
     let served = begun.and_then(|()| Ok(server.run(listeners)?));
     let closed = close_all(&disks);
-    // Whoever waits for it to go finds the images closed.
-    drop(pid_file);
+    // With them go their locks: whoever waits for the process id to go finds the images free.
+    drop((server, disks, pid_file));
     let status = beside.finish();
     closed.and(served)?;
     Ok(status?.unwrap_or(ExitCode::SUCCESS))
