@@ -106,6 +106,9 @@ fn ntfs_lives_on_a_partition_by_ntfs_3g() {
     let files = Attached::by(&dir, &["ntfs-3g", &partition]);
     plant(&files.0);
     let expected = harvest(&files.0);
+    // Its process is not to be ended, it is to be unmounted.
+    let text = vhdx(&["unmount", &mounted.directory]).fails_with(1);
+    assert!(text.contains(&format!("`umount {}`", files.0)) && !text.contains("end "), "{text}");
     files.end();
     mounted.unmount();
     assert_closed(&image);
@@ -178,6 +181,10 @@ fn a_snapshot_recovers_what_only_the_journal_has() {
     let mounted = Mounted::start(&dir, &child, &["--read-only"]);
     let shown = mounted.printed["files"][0].clone();
     assert!(shown["attach"].as_str().unwrap().contains("noload"), "{shown}");
+    let words: Vec<&str> = shown["attach"].as_str().unwrap().split(' ').collect();
+    let files = Attached::by(&dir, &words[..words.len() - 1]);
+    assert!(!fs::exists(files.path("newest")).unwrap(), "that is what the other commands are for");
+    files.end();
     let commands: Vec<&str> =
         shown["recover"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
     let [unmount, mount, attach] = commands[..] else { panic!("{shown}") };

@@ -57,20 +57,19 @@ pub(super) fn print(
         }));
     }
     let mut out = io::stdout().lock();
-    let room = size(args.snapshot_memory);
     let how = match (args.read_only, args.snapshot) {
-        (true, _) => "read-only".to_owned(),
-        (_, true) => {
-            format!(
-                "as a snapshot: what is written stays in memory, up to {room}, and is forgotten"
-            )
-        }
-        _ => "for writing".to_owned(),
+        (true, _) => "read-only",
+        (_, true) => "as a snapshot",
+        _ => "for writing",
     };
     writeln!(out, "{} is mounted on {}, {how}:", args.image.display(), directory.display())?;
     for Shown { file, contents, .. } in &shown {
         let (size, words) = (size(file.export.size()), contents.describe());
         writeln!(out, "{}", format!("  {:<18} {size:>10}  {words}", file.name).trim_end())?;
+    }
+    if args.snapshot {
+        let room = size(args.snapshot_memory);
+        writeln!(out, "What is written stays in memory, up to {room}, and is forgotten.")?;
     }
     print_commands(&mut out, args, &shown)?;
     writeln!(out, "\nTo end, after unmounting what was attached:\n  {unmount}")?;
