@@ -119,10 +119,10 @@ impl Ending {
     /// What uses the mount gets errors from now on.
     fn end_at_once(&self) -> Instant {
         let standing = self.standing();
-        if let Standing::OnTop(directory) = &standing {
-            if fuse::unmount(directory, Duration::ZERO).is_ok() {
-                return self.wait_for_close();
-            }
+        if let Standing::OnTop(directory) = &standing
+            && fuse::unmount(directory, Duration::ZERO).is_ok()
+        {
+            return self.wait_for_close();
         }
         tell(&format!("ends without closing the image: {} is lost", self.lost));
         if let Standing::OnTop(directory) = &standing {
