@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use common::{Workdir, json, vhdx};
 use mounting::{
     Attached, Loop, MIB, Mounted, all_of, bytes_of, eventually, harvest, noise, plant, possible,
-    run, space,
+    run, space, try_run,
 };
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
@@ -106,6 +106,9 @@ fn ntfs_lives_on_a_partition_by_ntfs_3g() {
     let files = Attached::by(&dir, &["ntfs-3g", &partition]);
     plant(&files.0);
     let expected = harvest(&files.0);
+    // Its process is not to be ended, it is to be unmounted.
+    let text = vhdx(&["unmount", &mounted.directory]).fails_with(1);
+    assert!(text.contains(&format!("`umount {}`", files.0)) && !text.contains("end "), "{text}");
     files.end();
     mounted.unmount();
     assert_closed(&image);
@@ -145,11 +148,71 @@ fn the_printed_command_attaches_a_partition() {
     assert_eq!(names, ["disk.raw", "partition-1.raw", "partition-5.raw"]);
     let attach = mounted.printed["files"][2]["attach"].as_str().unwrap();
     assert!(attach.contains("noload"), "{attach}");
-    let words: Vec<&str> = attach.split(' ').skip(1).collect();
+    let words: Vec<&str> = attach.split(' ').collect();
     let files = Attached::by(&dir, &words[..words.len() - 1]);
     assert_eq!(harvest(&files.0), expected, "all of it was synced");
     files.end();
     mounted.unmount();
+}
+
+/// A file that was synced right before the crash is in the journal alone: a snapshot shows it, and neither the
+/// image nor its parent is touched.
+#[test]
+fn a_snapshot_recovers_what_only_the_journal_has() {
+    if !possible(&["mkfs.ext4", "losetup"]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let (base, child) = (dir.path("base.vhdx"), dir.path("child.avhdx"));
+    vhdx(&["create", &base, "64M", "--block-size", "1M"]).succeeds();
+    let mounted = Mounted::start(&dir, &base, &[]);
+    run(&["mkfs.ext4", "-q", &mounted.file("disk.raw")]);
+    mounted.unmount();
+    vhdx(&["create", &child, "--parent", &base]).succeeds();
+    let mounted = Mounted::start(&dir, &child, &[]);
+    let files = Attached::by(&dir, &["mount", "-o", "loop", &mounted.file("disk.raw")]);
+    let file = File::create(files.path("newest")).unwrap();
+    file.write_all_at(&noise(1, 100_000), 0).unwrap();
+    file.sync_all().unwrap();
+    mounted.signal("KILL");
+    drop((file, files, mounted));
+
+    let before = [&base, &child].map(|image| dir.fingerprint(image));
+    let mounted = Mounted::start(&dir, &child, &["--read-only"]);
+    let shown = mounted.printed["files"][0].clone();
+    assert!(shown["attach"].as_str().unwrap().contains("noload"), "{shown}");
+    let words: Vec<&str> = shown["attach"].as_str().unwrap().split(' ').collect();
+    let files = Attached::by(&dir, &words[..words.len() - 1]);
+    assert!(!fs::exists(files.path("newest")).unwrap(), "that is what the other commands are for");
+    files.end();
+    let commands: Vec<&str> =
+        shown["recover"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let [unmount, mount, attach] = commands[..] else { panic!("{shown}") };
+    let directory = mounted.directory.clone();
+    // The commands are taken as they are printed.
+    let typed = |command: &str| vhdx(&command.split(' ').skip(1).collect::<Vec<_>>()).succeeds();
+    typed(unmount);
+    assert_eq!(mounted.ends(), Some(0));
+    let told = typed(mount);
+    assert!(told.contains("as a snapshot"), "{told}");
+    let words: Vec<&str> = attach.split(' ').collect();
+    let files = Attached::by(&dir, &words[..words.len() - 1]);
+    assert!(fs::read(files.path("newest")).unwrap() == noise(1, 100_000));
+    fs::write(files.path("more"), noise(2, 5 << 20)).unwrap();
+    run(&["sync", "-f", &files.0]);
+    files.end();
+    let told = vhdx(&["unmount", &directory]).succeeds();
+    assert!(told.contains("forgotten"), "{told}");
+    assert!([&base, &child].map(|image| dir.fingerprint(image)) == before, "an image was changed");
+
+    // What does not fit is told to the writer; the rest goes on.
+    let mounted = Mounted::start(&dir, &child, &["--snapshot", "--snapshot-memory", "1M"]);
+    let file = File::options().write(true).open(mounted.file("disk.raw")).unwrap();
+    assert!(file.write_all_at(&noise(3, 8 << 20), 0).is_err());
+    drop(file);
+    vhdx(&["unmount", &mounted.directory]).succeeds();
+    assert_eq!(mounted.ends(), Some(0));
+    assert!([&base, &child].map(|image| dir.fingerprint(image)) == before, "an image was changed");
 }
 
 /// The kernel hands writes of any length on; the rest of each sector stays, however large sectors are.
@@ -220,6 +283,28 @@ fn partitions_of_a_4k_disk_lie_where_its_guest_sees_them() {
     assert_eq!(bytes_of(&disk, 8 * MIB, 5000), [7; 5000]);
     write(&disk, 8 * MIB, 8);
     assert_eq!(bytes_of(&second, 0, 5000), [8; 5000]);
+    mounted.unmount();
+}
+
+/// A page that is mapped holds the bytes of another file's sectors too, and would be written back over them.
+#[test]
+fn no_file_is_mapped_for_writing() {
+    if !possible(&["xfs_io"]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    vhdx(&["create", &image, "8M"]).succeeds();
+    let map = |disk: &str, how: &str| {
+        let output = try_run(&["xfs_io", "-r", "-c", &format!("mmap {how} 0 4096"), disk]);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let mounted = Mounted::start(&dir, &image, &[]);
+    let text = map(&mounted.file("disk.raw"), "-r");
+    assert!(text.contains("No such device"), "it can be mapped: {text}");
+    mounted.unmount();
+    let mounted = Mounted::start(&dir, &image, &["-r"]);
+    assert_eq!(map(&mounted.file("disk.raw"), "-r"), "", "what cannot be written is mapped");
     mounted.unmount();
 }
 

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use common::{Run, Workdir, json, vhdx};
 use mounting::{Attached, Loop, MIB, Mounted, all_of, bytes_of, eventually, noise, possible, run};
@@ -136,9 +137,11 @@ fn what_was_synced_survives_a_kill() {
     // What is left of the mount is said, and cleared away.
     let text = vhdx(&["mount", &image, &directory]).fails_with(1);
     assert!(text.contains("vhdx unmount"), "{text}");
-    let cleared = Run::command(&["unmount", &directory]).output().unwrap();
-    let cleared = String::from_utf8_lossy(&cleared.stderr).into_owned();
-    assert!(fs::metadata(&directory).is_ok(), "the directory can be used again: {cleared}");
+    let told = vhdx(&["unmount", &directory]).succeeds();
+    for part in ["cleared away: its server had died", "is dirty", "vhdx log show"] {
+        assert!(told.contains(part), "{part} is missing: {told}");
+    }
+    assert!(fs::metadata(&directory).is_ok(), "the directory can be used again");
     assert_eq!(log_state(&image), "dirty");
     assert_eq!(contents(&dir, &image)[5 << 20..8 << 20], synced);
     // And the next writer replays it.
@@ -146,6 +149,35 @@ fn what_was_synced_survives_a_kill() {
     assert!(bytes_of(&mounted.file("disk.raw"), 5 * MIB, 3 << 20) == synced);
     mounted.unmount();
     assert_eq!(log_state(&image), "clean");
+}
+
+/// `sync` does not reach a mount like this: what nobody syncs is committed by itself soon, and also while
+/// somebody goes on writing.
+#[test]
+fn what_nobody_syncs_is_committed_soon() {
+    if !possible(&[]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let (once, always) = (small_disk(&dir, "once.vhdx"), small_disk(&dir, "always.vhdx"));
+    let (a, b) = (Mounted::start(&dir, &once, &[]), Mounted::start(&dir, &always, &[]));
+    let open = |m: &Mounted| File::options().write(true).open(m.file("disk.raw")).unwrap();
+    let (file, busy) = (open(&a), open(&b));
+    file.write_all_at(&noise(1, 3 << 20), 5 * MIB).unwrap();
+    for turn in 0..80u64 {
+        busy.write_all_at(&noise(turn, 4096), turn * 4096).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for mounted in [a, b] {
+        mounted.signal("KILL");
+        assert_eq!(mounted.ends(), None);
+    }
+    drop((file, busy));
+    assert!(contents(&dir, &once)[5 << 20..8 << 20] == noise(1, 3 << 20));
+    assert!(contents(&dir, &always)[..4096] == noise(0, 4096), "while it is being written");
+    for name in ["disk0", "disk1"] {
+        vhdx(&["unmount", &dir.path(name)]).succeeds();
+    }
 }
 
 #[test]
@@ -186,7 +218,13 @@ fn a_used_mount_is_not_taken_away() {
     let text = vhdx(&["unmount", &mounted.directory]).fails_with(1);
     assert!(text.contains(&format!("losetup -d {}", device.0)), "{text}");
     mounted.signal("TERM");
+    eventually("it answers at once", || mounted.errors().contains("is in use: waiting"));
+    assert!(!mounted.errors().contains("goes on being served"), "{}", mounted.errors());
+    // While it waits, that is still the first one.
+    mounted.signal("TERM");
     eventually("it says who uses it", || mounted.errors().contains(&device.0));
+    assert!(mounted.errors().contains("goes on being served"), "{}", mounted.errors());
+    std::thread::sleep(Duration::from_millis(300));
     let bytes = write_synced(&mounted, MIB, 3);
     assert!(bytes_of(&device.0, MIB, 3 << 20) == bytes, "it goes on");
     // Twice means at once; what was synced is there.
@@ -194,6 +232,56 @@ fn a_used_mount_is_not_taken_away() {
     assert_eq!(mounted.ends(), Some(130));
     drop(device);
     assert_eq!(contents(&dir, &image)[1 << 20..4 << 20], bytes);
+}
+
+/// What somebody has mounted over it is not taken for it, and not taken away.
+#[test]
+fn a_covered_mount_says_what_covers_it() {
+    if !possible(&["mount", "umount"]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let image = small_disk(&dir, "disk.vhdx");
+    let mounted = Mounted::start(&dir, &image, &[]);
+    run(&["mount", "-t", "tmpfs", "cover", &mounted.directory]);
+    fs::write(mounted.file("on-top"), "").unwrap();
+    mounted.signal("TERM");
+    eventually("it is said", || mounted.errors().contains("cover mounted over it"));
+    assert!(fs::metadata(mounted.file("on-top")).is_ok());
+    run(&["umount", &mounted.directory]);
+    let bytes = write_synced(&mounted, 0, 1);
+    mounted.signal("TERM");
+    assert_eq!(mounted.ends(), Some(0));
+    assert_eq!(log_state(&image), "clean");
+    assert!(contents(&dir, &image)[..3 << 20] == bytes);
+}
+
+#[test]
+fn unmounting_from_inside_or_many_times_at_once_is_explained() {
+    if !possible(&[]) {
+        return;
+    }
+    let dir = Workdir::new();
+    let image = small_disk(&dir, "disk.vhdx");
+    let mounted = Mounted::start(&dir, &image, &[]);
+    // Its own folder keeps this command from unmounting, and that is what it says.
+    let output = Run::command(&["unmount", "."]).current_dir(&mounted.directory).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("own folder"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+    // Of many who unmount at once, nobody meets an unexplained error.
+    let many = (0..8).map(|_| {
+        let mut command = Run::command(&["unmount", &mounted.directory]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let many: Vec<_> = many.collect::<Vec<_>>().into_iter().map(|c| c.wait_with_output()).collect();
+    for output in many.into_iter().map(Result::unwrap) {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let explained = text.contains("nothing is mounted");
+        assert!(output.status.success() || explained, "{text}");
+    }
+    assert_eq!(mounted.ends(), Some(0));
+    assert_eq!(log_state(&image), "clean");
 }
 
 /// The medium is full: the writer is told so, all else goes on, and so does writing when there is room.
@@ -272,6 +360,7 @@ fn what_cannot_be_mounted_is_refused_with_advice() {
     refused(&["mount", &image, &nowhere], 1, &["no directory", "mkdir"]);
     refused(&["mount", &image, &taken], 1, &["not empty", "mkdir"]);
     refused(&["mount", &image, &image], 1, &["no directory"]);
+    refused(&["mount", &empty, &image], 1, &["IMAGE first, then DIR", "not touched: the image"]);
     refused(&["mount", &nowhere, &empty], 1, &["nowhere"]);
     refused(&["mount", "--detach", &nowhere, &empty], 1, &["nowhere"]);
     refused(&["mount", &image, &empty, "--partition", "1"], 1, &["no partition table"]);

@@ -21,8 +21,8 @@ pub(crate) struct ParentArgs {
     /// Take a parent that was changed since, or is another disk. What is read may then be garbage.
     #[arg(long)]
     pub(crate) ignore_parent_id: bool,
-    /// A folder to look in for a parent that is not where the child says; repeatable. It is named, not
-    /// used.
+    /// When a parent is missing, look for it in this folder too, and tell where it lies; repeatable. What is
+    /// found is not opened: `--parent` does that.
     #[arg(long, value_name = "DIR")]
     pub(crate) search: Vec<PathBuf>,
 }

@@ -219,21 +219,32 @@ Exit status: 0 it ended as it was told; 1 failed; 2 wrong usage; 4 an image is i
     #[cfg(target_os = "linux")]
     #[command(before_help = "\
 Examples:
-  vhdx mount --read-only crashed.avhdx dir   look into it, change nothing
-  sudo mount -o loop,ro dir/partition-2.raw /mnt
-  vhdx mount --detach disk.vhdx dir          for writing, in the background
-  vhdx unmount dir                           and close the image
+  vhdx mount -r crashed.avhdx dir           look into it, change nothing
+  mount -o loop,ro dir/partition-2.raw /mnt
+  vhdx mount --snapshot crashed.avhdx dir   recover it in memory, and look
+  vhdx mount --detach disk.vhdx dir         for writing, in the background
+  vhdx unmount dir                          and close the image
 
 The directory shows `disk.raw` and a `partition-N.raw` for each partition; the commands that attach them \
 are printed. `fstrim` on what is attached gives space back. In the foreground the command runs until \
-somebody unmounts (`umount` will do), or Ctrl-C does. Written is what was synced, and everything after an \
-unmount; when the command is killed, the image opens with what was synced.")]
+somebody unmounts (`umount` will do), or Ctrl-C does. While anything in the directory is used (a loop \
+device, an open file) it cannot be unmounted: Ctrl-C then says by whom, and only a second one ends it all \
+the same.
+
+Durable is what `fsync` or `sync FILE` has returned from, within about five seconds everything else, and all \
+of it after an unmount. A plain `sync` does not reach a mount like this. When the command is killed, the \
+image opens with what was durable.")]
     Mount(MountArgs),
     /// End a mount, and return when its image is closed.
     #[cfg(target_os = "linux")]
-    #[command(before_help = "\
+    #[command(
+        visible_alias = "umount",
+        before_help = "\
 Examples:
-  sudo umount /mnt && vhdx unmount dir")]
+  umount /mnt && vhdx unmount dir
+
+A mount that is used is not taken away: what uses it is named, and how to end that."
+    )]
     Unmount(UnmountArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
@@ -273,7 +284,9 @@ impl Command {
             Self::Relink(_) | Self::Set(_) => "the guest's data",
             #[cfg(target_os = "linux")]
             Self::Serve(_) => "anything but what clients wrote; what was flushed for them is safe",
-            Self::Mount(_) | Self::Unmount(_) => "what was synced; it is safe",
+            Self::Mount(_) | Self::Unmount(_) => {
+                "the image, but for what was written through the mount; what was synced is safe"
+            }
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use vhdxkit::OpenOptions;
 
-use super::ParentArgs;
+use super::{ParentArgs, parse_size};
 
 /// Arguments of `mount`.
 #[derive(Debug, Args)]
@@ -16,8 +16,15 @@ pub(crate) struct MountArgs {
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
     /// Change nothing. The log of a crashed image is replayed in memory.
-    #[arg(long)]
+    #[arg(long, short)]
     pub(crate) read_only: bool,
+    /// Let it be written, and leave the image as it is: what is written is kept in memory, and forgotten in
+    /// the end. A crashed file system can so be recovered, and looked at.
+    #[arg(long, conflicts_with_all = ["read_only", "force"])]
+    pub(crate) snapshot: bool,
+    /// Memory for what is written to a snapshot.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub(crate) snapshot_memory: u64,
     /// Show this partition alone, by its number, and not the whole disk.
     #[arg(long, value_name = "N")]
     pub(crate) partition: Option<u32>,
@@ -42,17 +49,22 @@ pub(crate) struct MountArgs {
 }
 
 impl MountArgs {
+    /// Whether what is written goes into the image.
+    pub(crate) fn changes_the_image(&self) -> bool {
+        !self.read_only && !self.snapshot
+    }
+
     /// The library's options to look at the image.
     pub(crate) fn to_read(&self) -> OpenOptions {
         let options = OpenOptions::new().force_share(self.force_share);
         self.parents.over(options.without_log(self.without_log))
     }
 
-    /// The library's options to serve it.
+    /// The library's options to serve it. A snapshot is read, and written elsewhere.
     pub(crate) fn to_serve(&self) -> OpenOptions {
-        match self.read_only {
-            true => self.to_read(),
-            false => self.parents.over(OpenOptions::new().write(true)),
+        match self.changes_the_image() {
+            false => self.to_read(),
+            true => self.parents.over(OpenOptions::new().write(true)),
         }
     }
 }

@@ -26,28 +26,33 @@ impl Contents {
         words.join(", ")
     }
 
-    /// The command that attaches the file at `file` to `target`; `None` when nothing is known in it that
-    /// could be.
-    pub(super) fn attach(&self, file: &Path, target: &str) -> Option<String> {
+    /// The command that attaches the file at `file` to `target`, with `sudo` before what takes root's rights;
+    /// `None` when nothing is known in it that could be.
+    pub(super) fn attach(&self, file: &Path, target: &str, sudo: &str) -> Option<String> {
         let file = quoted(file);
         let read_only = |option: &'static str| if self.writable { "" } else { option };
         Some(match self.file_system?.name {
             "swap" | "ReFS" => return None,
             "NTFS" if !kernel_has("ntfs3") => {
-                format!("sudo ntfs-3g {}{file} {target}", read_only("-o ro "))
+                format!("{sudo}ntfs-3g {}{file} {target}", read_only("-o ro "))
             }
             "LVM" => {
                 let option = read_only("-r ");
-                format!("sudo losetup {option}-f --show {file} && sudo vgchange -ay")
+                format!("{sudo}losetup {option}-f --show {file} && {sudo}vgchange -ay")
             }
             encrypted @ ("BitLocker" | "LUKS") => format!(
-                "sudo cryptsetup open {}{}{file} disk && sudo mount {}/dev/mapper/disk {target}",
+                "{sudo}cryptsetup open {}{}{file} disk && {sudo}mount {}/dev/mapper/disk {target}",
                 read_only("--readonly "),
                 if encrypted == "BitLocker" { "--type bitlk " } else { "" },
                 read_only("-o ro "),
             ),
-            _ => format!("sudo mount -o {} {file} {target}", self.mount_options()),
+            _ => format!("{sudo}mount -o {} {file} {target}", self.mount_options()),
         })
+    }
+
+    /// Whether that command shows a file system without its journal, where its newest changes are.
+    pub(super) fn leaves_journal_out(&self) -> bool {
+        ["loop,ro,noload", "loop,ro,norecovery"].contains(&self.mount_options())
     }
 
     /// A journal cannot be replayed on a read-only device: what crashed with the disk has to be mounted
@@ -62,6 +67,11 @@ impl Contents {
             (false, _) => "loop,ro",
         }
     }
+}
+
+/// What is put before a command that takes root's rights: nothing, for root.
+pub(super) fn sudo() -> &'static str {
+    if rustix::process::geteuid().is_root() { "" } else { "sudo " }
 }
 
 fn kernel_has(file_system: &str) -> bool {
@@ -110,7 +120,7 @@ mod tests {
     /// A crashed guest's file system has to be reached by the command as it is printed.
     #[test]
     fn commands_fit_what_they_attach() {
-        let attach = |contents: Contents| contents.attach("/d/p.raw".as_ref(), "/mnt");
+        let attach = |contents: Contents| contents.attach("/d/p.raw".as_ref(), "/mnt", "sudo ");
         let is = |contents, command: &str| assert_eq!(attach(contents).as_deref(), Some(command));
         is(contents("ext4", true, true), "sudo mount -o loop /d/p.raw /mnt");
         is(contents("ext4", true, false), "sudo mount -o loop,ro,noload /d/p.raw /mnt");
@@ -121,6 +131,14 @@ mod tests {
             "sudo cryptsetup open --readonly --type bitlk /d/p.raw disk && sudo mount -o ro /dev/mapper/disk /mnt",
         );
         assert_eq!(attach(contents("swap", false, true)), None);
+        for (name, crashed, writable, expected) in [
+            ("ext4", true, false, true),
+            ("ext4", false, false, false),
+            ("ext4", true, true, false),
+            ("XFS", false, false, true),
+        ] {
+            assert_eq!(contents(name, crashed, writable).leaves_journal_out(), expected, "{name}");
+        }
         assert_eq!(attach(Contents::default()), None);
         assert_eq!(quoted("/a b/it's".as_ref()), r"'/a b/it'\''s'");
     }

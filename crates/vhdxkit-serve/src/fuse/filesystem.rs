@@ -166,6 +166,9 @@ impl Files {
             return Err(Errno::ENOSPC);
         }
         export.write_at(offset, &data[..length]).map_err(|e| errno(&e))?;
+        if let Some(tidy) = &self.tidy {
+            tidy.note_write();
+        }
         // The kernel leaves the syncing of such writes to us when it does not cache.
         if flags.0 & O_SYNC_OR_DSYNC != 0 {
             export.flush().map_err(|e| errno(&e))?;
@@ -189,7 +192,7 @@ impl Files {
         }
         .map_err(|e| errno(&e))?;
         if let Some(tidy) = &self.tidy {
-            tidy.note();
+            tidy.note_trim();
         }
         Ok(())
     }
@@ -264,8 +267,7 @@ fn finish_attribute(reply: ReplyXattr, size: u32, value: &[u8]) {
 impl Filesystem for Files {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
-            // A file that is read without a cache can still be mapped.
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            // And not FUSE_DIRECT_IO_ALLOW_MMAP: the module's head says why.
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             // No file here has a set-user-id bit or capabilities; without this the kernel asks at each write.

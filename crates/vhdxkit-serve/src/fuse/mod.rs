@@ -8,16 +8,20 @@
 //! **Several files, one disk.** A byte of `partition-1.raw` is a byte of `disk.raw` too. The kernel keeps a page
 //! cache for each file and knows nothing of that; so a writable mount has none (direct I/O), and all files
 //! show every write at once. A loop device caches above us, so a mounted file system loses nothing by it. A
-//! read-only mount cannot go stale, and its pages are kept.
+//! shared mapping of a file would be such a cache again: a page of it that one sector was changed in is written
+//! back whole, over what was written and synced through another file meanwhile. So there is none on a writable
+//! mount (`mmap` with MAP_SHARED fails with ENODEV; MAP_PRIVATE is a copy, and works). A read-only mount cannot
+//! go stale, and its pages are kept, mapped or not.
 //!
 //! **Durability.** A write is answered when the image has it, an `fsync` when the image has committed it:
 //! what loop devices ask for as a barrier, and a guest's file system relies on. Closing a file makes nothing
-//! durable, as on any other file system; the unmount does.
+//! durable, as on any other file system; the unmount does. A `sync` of everything does not reach us (`tidy.rs`
+//! tells why), and what was written is committed within about five seconds anyway.
 //!
 //! **Space.** A punched hole has to read as zeros afterwards, says POSIX and relies the loop driver on, which
 //! sends both discards and zeros that way. A VHDX promises that for whole blocks that are given back; parts
 //! of blocks are written with zeros. So `fstrim` on a loop-mounted file system shrinks what the image uses, and
-//! does so soon (`tidy.rs`) even if nobody syncs.
+//! does so soon even if nobody syncs.
 //!
 //! **Neither passthrough nor splice.** The kernel can read a file in our place (passthrough), but only at the
 //! same offsets, which a VHDX never has: its data begins behind its tables, block by block in the order of
@@ -39,10 +43,12 @@ use vhdxkit::ops::partitions::Partition;
 use crate::{Disk, Export};
 
 pub use mount::{Mount, MountOptions, abandon, server_of, unmount};
-pub use mounts::{MountPoint, User, mounts, users_of};
+pub use mounts::{MountPoint, Standing, User, mounts, standing, users_of};
 
 /// The type of our mounts in the system's table of mounts.
 pub const TYPE: &str = "fuse.vhdx";
+/// The type of those whose image stays as it is.
+pub const SNAPSHOT_TYPE: &str = "fuse.vhdx-snapshot";
 
 /// A file of a mount.
 #[derive(Debug, Clone)]

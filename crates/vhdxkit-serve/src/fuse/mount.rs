@@ -11,6 +11,7 @@ use rustix::mount::UnmountFlags;
 
 use super::ServedFile;
 use super::filesystem::{Files, PID_ATTRIBUTE};
+use super::mounts::mounts;
 use crate::Disk;
 
 /// How to mount.
@@ -21,6 +22,9 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// What the system's table of mounts names as the source.
     pub source: String,
+    /// What is written is forgotten in the end: the disk keeps it elsewhere than in its image, which is not to
+    /// be closed.
+    pub fleeting: bool,
 }
 
 /// A mounted disk. When it is dropped without [`wait`](Self::wait), it is unmounted, and the image is left
@@ -30,6 +34,8 @@ pub struct Mount {
     session: BackgroundSession,
     disk: Arc<Disk>,
     directory: PathBuf,
+    id: Option<u64>,
+    fleeting: bool,
 }
 
 impl Mount {
@@ -45,10 +51,11 @@ impl Mount {
     ) -> io::Result<Self> {
         let directory = directory.canonicalize()?;
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        let subtype = if options.fleeting { "subtype=vhdx-snapshot" } else { "subtype=vhdx" };
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(source_name(&options.source)),
-            MountOption::CUSTOM("subtype=vhdx".to_owned()),
+            MountOption::CUSTOM(subtype.to_owned()),
             MountOption::DefaultPermissions,
             MountOption::NoExec,
             if disk.image().is_writable() { MountOption::RW } else { MountOption::RO },
@@ -58,7 +65,16 @@ impl Mount {
         config.clone_fd = true;
         let files = Files::new(files, (user.as_raw(), group.as_raw()), options.allow_other);
         let session = Session::new(files, &directory, &config)?.spawn()?;
-        Ok(Self { session, disk, directory })
+        let mut table = mounts().unwrap_or_default().into_iter().rev();
+        let id = table.find(|mount| mount.directory == directory && mount.is_ours());
+        let id = id.map(|mount| mount.id);
+        Ok(Self { session, disk, directory, id, fleeting: options.fleeting })
+    }
+
+    /// Its number, for [`standing`](super::standing); `None` where the system did not tell.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        self.id
     }
 
     /// Where it is mounted: an absolute path.
@@ -67,14 +83,17 @@ impl Mount {
         &self.directory
     }
 
-    /// Serves until somebody unmounts, then closes the image.
+    /// Serves until somebody unmounts, then closes the image, unless all of it was fleeting.
     ///
     /// # Errors
     /// As [`Disk::close`]: the image is left dirty, and opens with everything that was synced.
     pub fn wait(self) -> vhdxkit::Result<()> {
         // However the session ends, nobody can reach the disk any more.
         let _ = self.session.join();
-        self.disk.close()
+        match self.fleeting {
+            true => Ok(()),
+            false => self.disk.close(),
+        }
     }
 }
 
@@ -92,12 +111,20 @@ fn source_name(source: &str) -> String {
     }
 }
 
-/// The process that serves the mount on this directory, when it is one of ours and we may ask.
-#[must_use]
-pub fn server_of(directory: &Path) -> Option<u32> {
+/// The process that serves the mount on this directory. It is asked itself.
+///
+/// # Errors
+/// [`io::ErrorKind::NotConnected`] when it has died; others when this is none of ours, or this user may not
+/// ask.
+pub fn server_of(directory: &Path) -> io::Result<u32> {
     let mut buf = [0; 16];
-    let length = rustix::fs::getxattr(directory, PID_ATTRIBUTE, &mut buf[..]).ok()?;
-    std::str::from_utf8(buf.get(..length)?).ok()?.parse().ok()
+    let length = match rustix::fs::getxattr(directory, PID_ATTRIBUTE, &mut buf[..]) {
+        // It died while it was being asked.
+        Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::NOTCONN),
+        result => result,
+    }?;
+    let text = buf.get(..length).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Unmounts a directory that nobody uses. What uses it for a moment only, as whatever looks at each new

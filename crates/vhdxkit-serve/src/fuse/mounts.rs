@@ -7,14 +7,61 @@ use std::path::{Path, PathBuf};
 /// A line of the system's table of mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPoint {
+    /// Its number, which no other mount has as long as it is there.
+    pub id: u64,
+    /// The number of the mount that it is mounted on.
+    pub beneath: u64,
     /// Where.
     pub directory: PathBuf,
-    /// The type of the file system: [`TYPE`](super::TYPE) for ours.
+    /// The type of the file system: [`TYPE`](super::TYPE) or [`SNAPSHOT_TYPE`](super::SNAPSHOT_TYPE) for ours.
     pub kind: String,
     /// What is mounted: the image of ours.
     pub source: String,
     /// Not mounted read-only.
     pub writable: bool,
+    /// The user who mounted it, when it is a FUSE mount.
+    pub owner: Option<u32>,
+}
+
+impl MountPoint {
+    /// Whether it is a disk that was mounted by this library.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.kind == super::TYPE || self.is_snapshot()
+    }
+
+    /// Whether it is one of ours whose image stays as it is.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.kind == super::SNAPSHOT_TYPE
+    }
+}
+
+/// What has become of a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there, and can be unmounted by this path.
+    OnTop(PathBuf),
+    /// It is there, and something else was mounted over it.
+    Covered(MountPoint),
+    /// It was unmounted.
+    Gone,
+}
+
+/// What has become of a mount. Asks the system only, and not the mount's server.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn standing(id: u64) -> io::Result<Standing> {
+    let table = mounts()?;
+    let Some(mount) = table.iter().find(|mount| mount.id == id) else {
+        return Ok(Standing::Gone);
+    };
+    let over = |other: &&MountPoint| other.beneath == id && other.directory == mount.directory;
+    Ok(match table.iter().find(over) {
+        Some(other) => Standing::Covered(other.clone()),
+        None => Standing::OnTop(mount.directory.clone()),
+    })
 }
 
 /// Who keeps a mount from being unmounted.
@@ -27,6 +74,11 @@ pub enum User {
         device: PathBuf,
         /// Where a file system on it, or on a partition of it, is mounted.
         mounted: Vec<PathBuf>,
+    },
+    /// A file system that a process serves from one of its files, as `ntfs-3g` does.
+    Mount {
+        /// Where it is mounted.
+        place: PathBuf,
     },
     /// A process that has a file open, or stands in the directory.
     Process {
@@ -51,10 +103,16 @@ fn parse(line: &str) -> Option<MountPoint> {
     let (place, what) = line.split_once(" - ")?;
     let (mut place, mut what) = (place.split(' '), what.split(' '));
     Some(MountPoint {
-        directory: unescape(place.nth(4)?).into(),
+        id: place.next()?.parse().ok()?,
+        beneath: place.next()?.parse().ok()?,
+        directory: unescape(place.nth(2)?).into(),
         writable: place.next()?.split(',').any(|option| option == "rw"),
         kind: unescape(what.next()?),
         source: unescape(what.next()?),
+        owner: what.next().and_then(|options| {
+            let mut options = options.split(',');
+            options.find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+        }),
     })
 }
 
@@ -82,13 +140,20 @@ fn unescape(text: &str) -> String {
 /// Who uses the mount on `directory`, as far as this user may see.
 #[must_use]
 pub fn users_of(directory: &Path) -> Vec<User> {
-    let mut users = loops_on(directory);
-    users.extend(processes_in(directory));
+    let table = mounts().unwrap_or_default();
+    let mut users = loops_on(directory, &table);
+    let served: Vec<User> = table
+        .iter()
+        .filter(|mount| mount.owner.is_some() && Path::new(&mount.source).starts_with(directory))
+        .map(|mount| User::Mount { place: mount.directory.clone() })
+        .collect();
+    // Whoever serves them ends with their unmount, and loses what it has not written by a kill.
+    users.extend(processes_in(directory, served.is_empty()));
+    users.extend(served);
     users
 }
 
-fn loops_on(directory: &Path) -> Vec<User> {
-    let table = mounts().unwrap_or_default();
+fn loops_on(directory: &Path, table: &[MountPoint]) -> Vec<User> {
     let Ok(devices) = fs::read_dir("/sys/block") else { return Vec::new() };
     let names = devices.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let on_it = names.filter(|name| {
@@ -106,15 +171,17 @@ fn loops_on(directory: &Path) -> Vec<User> {
     users.collect()
 }
 
-fn processes_in(directory: &Path) -> Vec<User> {
+fn processes_in(directory: &Path, with_servers: bool) -> Vec<User> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let inside = |link: &Path| fs::read_link(link).is_ok_and(|to| to.starts_with(directory));
     let users = pids.filter(|pid| *pid != std::process::id()).filter(|pid| {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let open: Vec<PathBuf> = open.filter_map(|file| fs::read_link(file.path()).ok()).collect();
+        let serves = || open.iter().any(|file| file == Path::new("/dev/fuse"));
         ["cwd", "root"].iter().any(|name| inside(&process.join(name)))
-            || open.into_iter().any(|file| inside(&file.path()))
+            || open.iter().any(|file| file.starts_with(directory)) && (with_servers || !serves())
     });
     let named = users.map(|pid| {
         let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -133,7 +200,12 @@ mod tests {
         let mount = parse(line).unwrap();
         assert_eq!(mount.directory, Path::new("/mnt/my disk"));
         assert_eq!((mount.kind.as_str(), mount.source.as_str()), ("fuse.vhdx", "/a,b.vhdx"));
-        assert!(mount.writable);
+        assert_eq!((mount.id, mount.beneath, mount.owner), (36, 35, None));
+        assert!(mount.writable && mount.is_ours() && !mount.is_snapshot());
+        let line = "1 2 0:1 / /a ro - fuse.vhdx-snapshot /b rw,user_id=1000,group_id=0";
+        let mount = parse(line).unwrap();
+        assert_eq!(mount.owner, Some(1000));
+        assert!(mount.is_ours() && mount.is_snapshot());
         assert!(!parse("1 2 0:1 / /a ro - fuse.vhdx /b rw").unwrap().writable);
         assert_eq!(parse("nonsense"), None);
         assert_eq!(unescape("a\\"), "a\\");

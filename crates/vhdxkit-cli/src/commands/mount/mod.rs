@@ -1,14 +1,16 @@
 //! `vhdx mount`: a disk and its partitions as files, until somebody unmounts.
 
+mod next;
+mod signals;
+
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use serde_json::json;
 use vhdxkit::ops::partitions::{Partition, file_system, partitions, whole_disk_file_system};
 use vhdxkit::{ErrorKind, Image};
 use vhdxkit_serve::Disk;
@@ -16,22 +18,20 @@ use vhdxkit_serve::fuse::{self, Mount, MountOptions, ServedFile};
 
 use super::Context;
 use super::attach::{Contents, find, quoted};
-use super::busy::users_in_words;
 use super::children::{require_no_children, writing_would_lose};
+use super::snapshot::in_memory;
 use super::write::warn_of_change_tracking;
 use crate::args::{MountArgs, warn};
-use crate::console::{print_json, size};
 use crate::detach::{self, tell};
 
 /// What uses the mount for a moment only is waited for so long before an unmount gives up.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The exit status of a server that was told twice to end.
-const STOPPED: i32 = 130;
 
 pub(crate) fn run(args: &MountArgs, context: Context) -> anyhow::Result<ExitCode> {
     if detach::is_detached() {
         detach::leave_session();
     }
+    require_order(args)?;
     require_empty(&args.directory)?;
     require_fuse()?;
     if args.detach && !detach::is_detached() {
@@ -43,11 +43,15 @@ pub(crate) fn run(args: &MountArgs, context: Context) -> anyhow::Result<ExitCode
     }
     let disk = Disk::new(open(args)?, Arc::new(tell));
     let served = served(&disk, args.partition)?;
-    let options = MountOptions { allow_other: args.allow_other, source: absolute(&args.image) };
+    let options = MountOptions {
+        allow_other: args.allow_other,
+        source: next::canonical(&args.image),
+        fleeting: args.snapshot,
+    };
     let files = served.iter().map(|(file, _)| file.clone()).collect();
     let mount = Mount::start(Arc::clone(&disk), files, &args.directory, &options)
         .with_context(|| format!("cannot mount on {}", args.directory.display()))?;
-    end_on_signal(mount.directory());
+    signals::end_on_signal(&mount, args.snapshot);
     let announced = announce(args, &mount, &served, context);
     if announced.is_err() {
         // Nobody knows of it, so nobody would end it.
@@ -67,10 +71,24 @@ fn announce(
     served: &[(ServedFile, Contents)],
     context: Context,
 ) -> anyhow::Result<()> {
-    print(args, mount, served, context)?;
+    next::print(args, mount, served, context)?;
     match detach::is_detached() {
         true => detach::serve_now().context("the command that started this has gone"),
         false => Ok(()),
+    }
+}
+
+/// The two are easily swapped.
+fn require_order(args: &MountArgs) -> anyhow::Result<()> {
+    let (image, directory) = (&args.image, &args.directory);
+    match image.is_dir() && directory.is_file() {
+        false => Ok(()),
+        true => bail!(
+            "{} is a directory: IMAGE first, then DIR: `vhdx mount {} {}`",
+            image.display(),
+            quoted(directory),
+            quoted(image)
+        ),
     }
 }
 
@@ -91,7 +109,7 @@ fn require_empty(directory: &Path) -> anyhow::Result<()> {
             _ => return Err(e).with_context(|| format!("cannot look into {name}")),
         },
     };
-    if fuse::server_of(directory).is_some() {
+    if fuse::server_of(directory).is_ok() {
         bail!("{name} has a disk mounted already: `vhdx unmount {}` ends that", quoted(directory));
     }
     match entries.next() {
@@ -125,31 +143,35 @@ fn require_fuse() -> anyhow::Result<()> {
 }
 
 fn open(args: &MountArgs) -> anyhow::Result<Image> {
-    if !args.read_only && !args.force {
+    if args.changes_the_image() && !args.force {
         require_no_children(&args.image, writing_would_lose)
             .with_context(|| format!("cannot mount {} for writing", args.image.display()))?;
     }
     // A server in the background leaves this directory, and a relative path means nothing there.
     let path = std::path::absolute(&args.image).unwrap_or_else(|_| args.image.clone());
-    let image = args.to_serve().open(path).map_err(|error| {
-        let kind = error.io_error().map(io::Error::kind);
-        let refused = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
-        let unwritable = error.kind() == ErrorKind::Io
-            && !args.read_only
-            && kind.is_some_and(|kind| refused.contains(&kind));
-        let error = anyhow::Error::from(error);
-        match unwritable {
-            true => error.context(
-                "the image cannot be opened for writing: --read-only shows it all the same",
-            ),
-            false => error,
-        }
-    })?;
+    let image = args.to_serve().open(&path).map_err(|error| advise(args, error))?;
+    if args.snapshot {
+        return in_memory(args.to_serve(), image, &path, args.snapshot_memory);
+    }
     match args.read_only {
         true => warn(&args.image, &image),
         false => drop(warn_of_change_tracking(&args.image)),
     }
     Ok(image)
+}
+
+fn advise(args: &MountArgs, error: vhdxkit::Error) -> anyhow::Error {
+    let kind = error.io_error().map(io::Error::kind);
+    let refused = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+    let unwritable = error.kind() == ErrorKind::Io
+        && args.changes_the_image()
+        && kind.is_some_and(|kind| refused.contains(&kind));
+    let error = anyhow::Error::from(error);
+    match unwritable {
+        true => error
+            .context("the image cannot be opened for writing: --read-only shows it all the same"),
+        false => error,
+    }
 }
 
 /// The files to show, with what is known of them.
@@ -175,125 +197,6 @@ fn served(disk: &Arc<Disk>, only: Option<u32>) -> anyhow::Result<Vec<(ServedFile
         served.push((ServedFile::partition(disk, partition), contents));
     }
     Ok(served)
-}
-
-fn absolute(path: &Path) -> String {
-    path.canonicalize().unwrap_or_else(|_| path.to_owned()).display().to_string()
-}
-
-/// Ctrl-C and SIGTERM unmount. A mount that is in use goes on, so that nothing is lost, until they come
-/// again.
-fn end_on_signal(directory: &Path) {
-    let directory = directory.to_owned();
-    let mut again = false;
-    // A handler that cannot be set leaves the system's: then the image is left dirty, but good.
-    let _ = ctrlc::set_handler(move || {
-        end(&directory, std::mem::replace(&mut again, true));
-    });
-}
-
-fn end(directory: &Path, again: bool) {
-    let mounted = fuse::server_of(directory) == Some(std::process::id());
-    let result = match mounted {
-        true => fuse::unmount(directory, if again { Duration::ZERO } else { PATIENCE }),
-        // That has been done, and the image is being closed.
-        false if again => Err(io::ErrorKind::ResourceBusy.into()),
-        false => Ok(()),
-    };
-    match result {
-        Ok(()) => {}
-        Err(_) if again => {
-            tell("ends without closing the image: it opens with everything that was synced");
-            if mounted {
-                let _ = fuse::abandon(directory);
-            }
-            std::process::exit(STOPPED);
-        }
-        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => tell(&format!(
-            "{} is in use and goes on being served: {}; then stop this again (a second time while it is in \
-             use ends it at once, and what was not synced is lost)",
-            directory.display(),
-            users_in_words(directory)
-        )),
-        Err(e) => tell(&format!("cannot unmount {}: {e}", directory.display())),
-    }
-}
-
-/// What is there, and what to type next.
-fn print(
-    args: &MountArgs,
-    mount: &Mount,
-    served: &[(ServedFile, Contents)],
-    context: Context,
-) -> anyhow::Result<()> {
-    let directory = mount.directory();
-    let target = if directory.starts_with("/mnt") { "/media" } else { "/mnt" };
-    let path = |file: &ServedFile| directory.join(&file.name);
-    let attach = |(file, contents): &(ServedFile, Contents)| contents.attach(&path(file), target);
-    let unmount = format!("vhdx unmount {}", quoted(directory));
-    if context.json {
-        let files = served.iter().map(|entry| {
-            let (file, contents) = entry;
-            json!({
-                "name": file.name,
-                "path": path(file),
-                "size": file.export.size(),
-                "type": contents.kind.map(|kind| kind.to_string()),
-                "label": contents.label,
-                "file_system": contents.file_system.map(|found| found.name),
-                "attach": attach(entry),
-            })
-        });
-        let files: Vec<_> = files.collect();
-        return print_json(&json!({
-            "image": absolute(&args.image),
-            "directory": directory,
-            "writable": !args.read_only,
-            "pid": std::process::id(),
-            "files": files,
-            "unmount": unmount,
-        }));
-    }
-    let mut out = io::stdout().lock();
-    let how = if args.read_only { "read-only" } else { "for writing" };
-    writeln!(out, "{} is mounted on {}, {how}:", args.image.display(), directory.display())?;
-    for (file, contents) in served {
-        let line = format!(
-            "  {:<18} {:>10}  {}",
-            file.name,
-            size(file.export.size()),
-            contents.describe()
-        );
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    print_next(&mut out, args, &served.iter().filter_map(attach).collect::<Vec<_>>())?;
-    writeln!(out, "\nTo end, after unmounting what was attached:\n  {unmount}")?;
-    if !detach::is_detached() {
-        writeln!(out, "or Ctrl-C here.")?;
-    }
-    Ok(out.flush()?)
-}
-
-fn print_next(out: &mut impl Write, args: &MountArgs, attach: &[String]) -> io::Result<()> {
-    match attach.len() {
-        0 => writeln!(
-            out,
-            "\nNo file system that is known here; `sudo losetup -f --show` makes a disk of a file."
-        )?,
-        1 => writeln!(out, "\nTo reach the files in it:")?,
-        _ => writeln!(out, "\nTo reach the files in them, one of:")?,
-    }
-    for command in attach {
-        writeln!(out, "  {command}")?;
-    }
-    if !rustix::process::geteuid().is_root() && !args.allow_other && !attach.is_empty() {
-        writeln!(
-            out,
-            "(root may not look into a user's mount: for these, mount as root, or with --allow-other, which \
-             takes `user_allow_other` in /etc/fuse.conf)"
-        )?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
