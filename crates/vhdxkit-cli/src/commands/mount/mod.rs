@@ -41,7 +41,7 @@ pub(crate) fn run(args: &MountArgs, context: Context) -> anyhow::Result<ExitCode
         // Looked at first: an image without that partition is not even replayed.
         find(&partitions(&args.to_read().open(&args.image)?)?, number)?;
     }
-    let disk = Disk::new(open(args)?, Arc::new(tell));
+    let disk = Disk::named(args.image.display().to_string(), open(args)?, Arc::new(tell));
     let served = served(&disk, args.partition)?;
     let options = MountOptions {
         allow_other: args.allow_other,

@@ -99,7 +99,7 @@ impl Ending {
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => tell(&format!(
                 "{name} is still in use and goes on being served: {}; then stop this again (while it is in \
                  use, that ends it at once, and {lost} is lost)",
-                users_in_words(directory)
+                users_in_time(directory)
             )),
             Err(e) => tell(&format!("cannot unmount {name}: {e}")),
         }
@@ -130,4 +130,15 @@ impl Ending {
         }
         std::process::exit(STOPPED);
     }
+}
+
+/// Who uses the mount, if that can be found out soon: a process that hangs at its medium lets nobody look at
+/// it, and the next signal is not to wait for that.
+fn users_in_time(directory: &Path) -> String {
+    let (send, told) = channel();
+    let asked = directory.to_owned();
+    std::thread::spawn(move || send.send(users_in_words(&asked)));
+    told.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        format!("`{}fuser -vm {}` may tell who uses it", sudo(), quoted(directory))
+    })
 }

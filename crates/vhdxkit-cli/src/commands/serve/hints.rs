@@ -9,7 +9,7 @@ use super::disks::Served;
 use super::places::Address;
 use crate::args::ServeArgs;
 use crate::commands::Context;
-use crate::commands::attach::quoted;
+use crate::commands::attach::{quoted, sudo};
 use crate::console::{print_json, size};
 use crate::detach;
 
@@ -80,10 +80,6 @@ fn print_next(out: &mut impl Write, served: &Served, place: &Address) -> io::Res
         }
         (None, None, None) => Ok(()),
     }
-}
-
-fn sudo() -> &'static str {
-    if rustix::process::geteuid().is_root() { "" } else { "sudo " }
 }
 
 /// A client's certificates, in QEMU's words.
