@@ -197,3 +197,46 @@ fn other_machines_may_come_with_certificates_only() {
     assert!(server.uri().starts_with("nbds://"), "{}", server.uri());
     server.stop();
 }
+
+/// Clients that stop in the midst of TLS: with half of a record of the handshake, and with half of one behind
+/// it. Everybody else is served, and the server ends when it is told to.
+#[test]
+fn whoever_dawdles_over_tls_holds_nobody_up() {
+    use std::io::{Read as _, Write as _};
+    let dir = Workdir::new();
+    let (image, _, bytes) = sample_image(&dir, "512");
+    let Some(authority) = Authority::new(&dir, "pki") else { return };
+    let certificates = ["--tls-certificates", &*authority.folder];
+    let mut server =
+        Server::start(&[&[&*image, "--tcp", "127.0.0.1:0"], &certificates[..]].concat());
+    let address = server.uri().trim_start_matches("nbds://").trim_end_matches('/').to_owned();
+    let stalled: Vec<std::net::TcpStream> = (0..20)
+        .map(|number| {
+            let mut client = std::net::TcpStream::connect(&address).unwrap();
+            client.read_exact(&mut [0; 18]).unwrap();
+            // Flags, and the option STARTTLS.
+            client.write_all(&[0, 0, 0, 3]).unwrap();
+            client.write_all(b"IHAVEOPT\0\0\0\x05\0\0\0\0").unwrap();
+            let mut answer = [0; 20];
+            client.read_exact(&mut answer).unwrap();
+            assert_eq!(answer[12..16], [0, 0, 0, 1], "TLS may begin");
+            // A record of 512 bytes is announced; some of it comes.
+            let hello = [&[0x16, 3, 1, 2, 0][..], &vec![1; number * 10]].concat();
+            client.write_all(&hello).unwrap();
+            client
+        })
+        .collect();
+    let out = dir.path("out.raw");
+    let begun = std::time::Instant::now();
+    let Some(copied) = peer("nbdcopy", &[&uri(&server, &authority.folder), &out]) else { return };
+    copied.succeeds();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_same(&std::fs::read(&out).unwrap(), &bytes, "beside clients that dawdle");
+    // They are still there, and hold the end up no more than the rest.
+    let begun = std::time::Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.ends(), 0, "{}", server.errors());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(8), "{:?}", begun.elapsed());
+    drop(stalled);
+    assert_clean(&image);
+}

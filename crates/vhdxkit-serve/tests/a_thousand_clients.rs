@@ -41,7 +41,7 @@ fn a_thousand_clients_leave_room_for_one_more() {
     let begun = Instant::now();
     let mut one_more = serving.client();
     assert_eq!(one_more.call(&Request::new(command::READ, 0, 4096)).unwrap().data, [7; 4096]);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let grown = resident().saturating_sub(before);
     println!("1000 clients: {} MiB more", grown >> 20);
     assert!(grown < 512 << 20, "{} MiB for 1000 clients", grown >> 20);
