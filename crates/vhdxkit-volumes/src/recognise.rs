@@ -1,9 +1,10 @@
 //! File systems, recognised by their first bytes.
 
+use std::io::Result;
 use std::ops::Range;
 
-use super::{u16_at, u32_at, u64_at};
-use crate::{Image, Result};
+use crate::Disk;
+use crate::bytes::{be32_at, be64_at, u16_at, u32_at, u64_at};
 
 /// A file system on a disk or a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,32 +18,23 @@ pub struct FileSystem {
     pub needs_recovery: bool,
 }
 
-/// The file system that fills a disk without partitions, as WSL's disks have it: ext2 to ext4, XFS, btrfs,
-/// NTFS, ReFS, FAT, exFAT; or LVM, LUKS, BitLocker, swap. `None` when none of them is recognised.
+/// The file system that begins where `range` of the disk does: ext2 to ext4, XFS, btrfs, NTFS, ReFS, FAT,
+/// exFAT; or LVM, LUKS, BitLocker, swap. `None` when none of them is recognised.
 ///
 /// # Errors
 /// The disk cannot be read.
-pub fn whole_disk_file_system(image: &Image) -> Result<Option<FileSystem>> {
-    file_system(image, 0..image.virtual_size())
-}
-
-/// The file system that begins where `range` of the disk does: see [`whole_disk_file_system`].
-///
-/// # Errors
-/// The disk cannot be read.
-pub fn file_system(image: &Image, range: Range<u64>) -> Result<Option<FileSystem>> {
-    let room = range.end.min(image.virtual_size()).saturating_sub(range.start);
+pub fn recognise(disk: &dyn Disk, range: Range<u64>) -> Result<Option<FileSystem>> {
+    let room = range.end.min(disk.size()).saturating_sub(range.start);
     let mut start = vec![0; 72 << 10];
     let length = usize::try_from(room).unwrap_or(usize::MAX).min(start.len());
     if length > 0 {
-        image.read_at(range.start, start.get_mut(..length).unwrap_or_default())?;
+        disk.read_at(range.start, start.get_mut(..length).unwrap_or_default())?;
     }
-    Ok(recognise(&start, room))
+    Ok(by_first_bytes(&start, room))
 }
 
-fn recognise(start: &[u8], room: u64) -> Option<FileSystem> {
+fn by_first_bytes(start: &[u8], room: u64) -> Option<FileSystem> {
     let at = |offset: usize| start.get(offset..).unwrap_or_default();
-    let big = |offset: usize| u64_at(at(offset), 0).swap_bytes();
     let found = |name, end: u64| Some(FileSystem { name, end, needs_recovery: false });
     if at(0x438).starts_with(&[0x53, 0xEF]) {
         let blocks = u64::from(u32_at(at(0x404), 0)) | u64::from(u32_at(at(0x550), 0)) << 32;
@@ -50,8 +42,8 @@ fn recognise(start: &[u8], room: u64) -> Option<FileSystem> {
         let needs_recovery = u32_at(at(0x460), 0) & 4 != 0;
         Some(FileSystem { name: "ext4", end: blocks.saturating_mul(size), needs_recovery })
     } else if at(0).starts_with(b"XFSB") {
-        let block = u64::from(u32_at(at(4), 0).swap_bytes());
-        found("XFS", big(8).saturating_mul(block))
+        let block = u64::from(be32_at(start, 4));
+        found("XFS", be64_at(start, 8).saturating_mul(block))
     } else if at(0x10040).starts_with(b"_BHRfS_M") {
         found("btrfs", u64_at(at(0x10070), 0))
     } else if at(3).starts_with(b"NTFS    ") {

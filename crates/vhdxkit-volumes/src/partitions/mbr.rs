@@ -4,9 +4,11 @@
 //! ends at a table that was seen before, and after [`MOST_LOGICAL`] in any case.
 
 use std::collections::HashSet;
+use std::io::Result;
 
-use super::{Entry, PartitionType, bytes, u32_at};
-use crate::{Image, Result};
+use super::{Entry, PartitionType, bytes};
+use crate::Disk;
+use crate::bytes::u32_at;
 
 /// No known system makes more logical partitions than 60.
 const MOST_LOGICAL: usize = 128;
@@ -30,8 +32,8 @@ struct Slot {
 impl Table {
     /// The table of the sector at this byte; `None` when there is none. The first sector of a file system
     /// ends with the same signature, but has a program where the entries would be.
-    pub(super) fn read(image: &Image, at: u64) -> Result<Option<Self>> {
-        let Some(sector) = bytes::<512>(image, at)? else { return Ok(None) };
+    pub(super) fn read(disk: &dyn Disk, at: u64) -> Result<Option<Self>> {
+        let Some(sector) = bytes::<512>(disk, at)? else { return Ok(None) };
         if sector.get(510..) != Some(&[0x55, 0xAA]) {
             return Ok(None);
         }
@@ -71,25 +73,25 @@ impl Slot {
     }
 }
 
-pub(super) fn entries(image: &Image, sector: u64, table: &Table) -> Result<Vec<Entry>> {
+pub(super) fn entries(disk: &dyn Disk, sector: u64, table: &Table) -> Result<Vec<Entry>> {
     let slots = (1..).zip(&table.0);
     let mut found: Vec<Entry> =
         slots.filter_map(|(number, slot)| slot.entry(number, 0, sector)).collect();
     let extended = table.0.iter().find(|slot| is_extended(slot.kind) && slot.sectors != 0);
     if let Some(extended) = extended {
-        logical(image, sector, extended.start, &mut found)?;
+        logical(disk, sector, extended.start, &mut found)?;
     }
     Ok(found)
 }
 
 /// Follows the chain of an extended partition that begins at sector `first`: each table has a partition,
 /// counted from the table's own place, and a link, counted from `first`.
-fn logical(image: &Image, sector: u64, first: u64, found: &mut Vec<Entry>) -> Result<()> {
+fn logical(disk: &dyn Disk, sector: u64, first: u64, found: &mut Vec<Entry>) -> Result<()> {
     let mut seen = HashSet::new();
     let mut at = first;
     let mut number = 5;
     while seen.len() < MOST_LOGICAL && seen.insert(at) {
-        let Some(table) = Table::read(image, at.saturating_mul(sector))? else { break };
+        let Some(table) = Table::read(disk, at.saturating_mul(sector))? else { break };
         let [one, two, ..] = table.0;
         for slot in [one, two] {
             if is_extended(slot.kind) {

@@ -3,9 +3,13 @@
 //! The first copy whose checksums hold is believed. Where none does, the first that can be read at all:
 //! a table that another tool wrote carelessly is better than no table to whoever wants files back.
 
-use super::{Entry, PartitionType, bytes, u32_at, u64_at};
-use crate::format::Guid;
-use crate::{Image, Result};
+use std::io::Result;
+
+use uuid::Uuid;
+
+use super::{Entry, PartitionType, bytes};
+use crate::Disk;
+use crate::bytes::{u16_at, u32_at, u64_at};
 
 /// A GPT may have more entries; no known system makes more than 128.
 const MOST_ENTRIES: u64 = 1024;
@@ -22,14 +26,14 @@ struct Copy {
     intact: bool,
 }
 
-pub(super) fn entries(image: &Image, sector: u64) -> Result<Vec<Entry>> {
-    let last = image.virtual_size().checked_div(sector).unwrap_or(0).saturating_sub(1);
-    let first = bytes::<512>(image, sector)?.filter(|header| has_signature(header));
+pub(super) fn entries(disk: &dyn Disk, sector: u64) -> Result<Vec<Entry>> {
+    let last = disk.size().checked_div(sector).unwrap_or(0).saturating_sub(1);
+    let first = bytes::<512>(disk, sector)?.filter(|header| has_signature(header));
     // A disk that has grown since has its second copy where the first one says, not at its end.
     let named = first.map_or(last, |header| u64_at(&header, 32));
     let mut best: Option<Copy> = None;
     for at in [1, last, named] {
-        let Some(copy) = read(image, sector, at)? else { continue };
+        let Some(copy) = read(disk, sector, at)? else { continue };
         if copy.intact {
             return Ok(in_use(&copy, sector));
         }
@@ -43,8 +47,8 @@ fn has_signature(header: &[u8]) -> bool {
 }
 
 /// The copy whose header is the sector `at`; `None` when there is nothing of the kind.
-fn read(image: &Image, sector: u64, at: u64) -> Result<Option<Copy>> {
-    let header = bytes::<512>(image, at.saturating_mul(sector))?;
+fn read(disk: &dyn Disk, sector: u64, at: u64) -> Result<Option<Copy>> {
+    let header = bytes::<512>(disk, at.saturating_mul(sector))?;
     let Some(header) = header.filter(|header| has_signature(header)) else { return Ok(None) };
     let count = u64::from(u32_at(&header, 80));
     let entry_size = u64::from(u32_at(&header, 84));
@@ -52,12 +56,12 @@ fn read(image: &Image, sector: u64, at: u64) -> Result<Option<Copy>> {
         return Ok(None);
     }
     let start = u64_at(&header, 72).saturating_mul(sector);
-    let room = image.virtual_size().saturating_sub(start);
+    let room = disk.size().saturating_sub(start);
     let wanted = count.saturating_mul(entry_size);
     let length = wanted.min(MOST_ENTRIES.saturating_mul(entry_size)).min(room);
     let mut entries = vec![0; usize::try_from(length).unwrap_or_default()];
     if !entries.is_empty() {
-        image.read_at(start, &mut entries)?;
+        disk.read_at(start, &mut entries)?;
     }
     let intact =
         length == wanted && header_is_intact(&header) && crc32(&entries) == u32_at(&header, 88);
@@ -80,8 +84,8 @@ fn header_is_intact(header: &[u8; 512]) -> bool {
 fn in_use(copy: &Copy, sector: u64) -> Vec<Entry> {
     let entries = (1..).zip(copy.entries.chunks_exact(copy.entry_size));
     let entries = entries.filter_map(|(number, entry)| {
-        let kind = Guid::from_bytes(entry.first_chunk::<16>().copied()?);
-        (!kind.is_zero()).then(|| Entry {
+        let kind = Uuid::from_bytes_le(entry.first_chunk::<16>().copied()?);
+        (!kind.is_nil()).then(|| Entry {
             number,
             start: u64_at(entry, 32).saturating_mul(sector),
             end: u64_at(entry, 40).saturating_add(1).saturating_mul(sector),
@@ -93,7 +97,7 @@ fn in_use(copy: &Copy, sector: u64) -> Vec<Entry> {
 }
 
 fn name(raw: &[u8]) -> String {
-    let units = raw.chunks_exact(2).map(|unit| super::u16_at(unit, 0));
+    let units = raw.chunks_exact(2).map(|unit| u16_at(unit, 0));
     let read = char::decode_utf16(units.take_while(|unit| *unit != 0));
     // A terminal would obey some of them.
     read.map(|c| c.ok().filter(|c| !c.is_control()).unwrap_or(char::REPLACEMENT_CHARACTER))

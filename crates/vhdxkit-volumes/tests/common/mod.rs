@@ -1,0 +1,63 @@
+//! Real file systems for the tests: made, filled and judged by their own tools.
+#![allow(dead_code)] // each test uses what it needs
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vhdxkit_volumes::Disk;
+
+/// A raw file as a disk that counts what is read of it.
+pub struct FileDisk {
+    file: File,
+    size: u64,
+    pub bytes_read: AtomicU64,
+}
+
+impl FileDisk {
+    pub fn open(path: &Path) -> Self {
+        let file = File::open(path).unwrap();
+        let size = file.metadata().unwrap().len();
+        Self { file, size, bytes_read: AtomicU64::new(0) }
+    }
+}
+
+impl Disk for FileDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn sector_size(&self) -> u32 {
+        512
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+/// Whether a command can be run; when not, says so: a test that cannot be made must not look passed.
+pub fn have(tool: &str) -> bool {
+    let found = Command::new("sh")
+        .args(["-c", &format!("command -v {tool}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !found {
+        eprintln!("SKIPPED: there is no {tool} here");
+    }
+    found
+}
+
+/// Runs a shell line, which has to succeed, and returns what it prints. `set -e` holds for all of it.
+pub fn sh(line: &str) -> String {
+    let out = Command::new("bash").args(["-euc", line]).stdin(Stdio::null()).output().unwrap();
+    let (text, errors) =
+        (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{line}\n{text}\n{errors}");
+    text.into_owned()
+}
