@@ -228,7 +228,10 @@ mod children {
                 let end = before.len().min(start + block as usize);
                 let mine = &before[start..end];
                 let state = image.bat_entry(image.geometry().payload_index(number)).unwrap();
-                assert!(mine != &below[start..end], "seed {seed}: block {number} is the parent's, {state:?}");
+                assert!(
+                    mine != &below[start..end],
+                    "seed {seed}: block {number} is the parent's, {state:?}"
+                );
                 let zeros = mine.iter().all(|byte| *byte == 0);
                 assert!(!zeros, "seed {seed}: block {number} is zeros");
             }

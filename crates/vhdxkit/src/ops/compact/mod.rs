@@ -27,6 +27,9 @@
 mod plan;
 mod scan;
 
+use std::ops::ControlFlow;
+
+use crate::error::Repr;
 use crate::format::bat::{PayloadState, SECTOR_BITMAP_BLOCK};
 use crate::image::GivenUp;
 use crate::map::walk;
@@ -69,6 +72,20 @@ impl CompactOptions {
     }
 }
 
+/// Told how compacting goes on.
+///
+/// `()` ignores it and never stops.
+pub trait Observer: Progress {
+    /// The plan is made, and nothing has been changed yet. [`ControlFlow::Break`] ends it here.
+    fn planned(&mut self, plan: &Plan) -> ControlFlow<()>;
+}
+
+impl Observer for () {
+    fn planned(&mut self, _plan: &Plan) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
 /// What compacting did.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -88,8 +105,8 @@ const MOST_MOVES: usize = 1 << 20;
 /// Bytes copied at once.
 const STEP: usize = 1 << 20;
 
-/// Gives space back in place and closes the image. Progress counts the bytes of the file that are judged,
-/// and then those that are moved.
+/// Gives space back in place and closes the image. Progress counts the bytes of blocks that are judged,
+/// and, from the plan on, of those that are given back.
 ///
 /// The image was opened for writing; a child with its parent, if what equals that is to go.
 ///
@@ -99,14 +116,17 @@ const STEP: usize = 1 << 20;
 pub fn compact(
     mut image: Image,
     options: CompactOptions,
-    progress: &mut dyn Progress,
+    observer: &mut dyn Observer,
 ) -> Result<CompactReport> {
     let bytes_before = image.storage().length()?;
-    let plan = plan(&image, options, progress)?;
+    let plan = plan(&image, options, observer)?;
+    if observer.planned(&plan).is_break() {
+        return Err(Error::new(Repr::Cancelled));
+    }
     let mut moved = 0;
     if plan.has_work() {
         image.begin_compaction(plan.is_visible())?;
-        let done = carry_out(&mut image, &plan, progress);
+        let done = carry_out(&mut image, &plan, observer);
         // Whatever went wrong, what was done is a whole image, and closing it gives its end back.
         let closed = image.close();
         moved = done.and_then(|moved| closed.map(|()| moved))?;
@@ -124,6 +144,7 @@ fn carry_out(image: &mut Image, plan: &Plan, progress: &mut dyn Progress) -> Res
             Verdict::Anchor(state) => state,
         };
         image.release_block(block, state)?;
+        advance(progress, u64::from(image.geometry().block_size()))?;
         image.commit_compaction(&mut given_up, false)?;
     }
     // Before their bitmaps: a partially present block must not be without one.
@@ -194,7 +215,8 @@ fn move_down(
             };
             if more {
                 moved = moved.saturating_add(length);
-                advance(progress, length)?;
+                // What moves is not given back; but somebody may want to stop here.
+                advance(progress, 0)?;
                 image.commit_compaction(given_up, false)?;
             }
         }
