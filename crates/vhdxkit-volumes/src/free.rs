@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::Trouble;
+use crate::bytes::zero_runs;
 
 /// So many ranges are kept; that is 64 MiB.
 const MOST_RANGES: usize = 4 << 20;
@@ -27,6 +28,22 @@ impl FreeMap {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// The first free byte in `range`.
+    pub(crate) fn first_within(&self, range: &Range<u64>) -> Option<u64> {
+        let next = self.ranges.partition_point(|free| free.end <= range.start);
+        let start = self.ranges.get(next)?.start.max(range.start);
+        (start < range.end).then_some(start)
+    }
+}
+
+/// How many units there are, and where: the first unit begins at byte `base`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Units {
+    pub(crate) base: u64,
+    /// Bytes.
+    pub(crate) unit: u64,
+    pub(crate) count: u64,
 }
 
 /// Collects free ranges, in ascending order.
@@ -74,6 +91,24 @@ impl FreeMapBuilder {
         match self.map.ranges.last_mut() {
             Some(last) if touches && last.end == range.start => last.end = range.end,
             _ => self.push(range),
+        }
+        Ok(())
+    }
+
+    /// Adds the units whose bits are 0 in a piece of a bitmap that begins with the bit of unit `first`.
+    pub(crate) fn add_bitmap(
+        &mut self,
+        units: Units,
+        first: u64,
+        piece: &[u8],
+    ) -> Result<(), Trouble> {
+        let byte = |bit: u64| {
+            let number = first.checked_add(bit)?;
+            number.checked_mul(units.unit)?.checked_add(units.base)
+        };
+        for run in zero_runs(piece, units.count.saturating_sub(first)) {
+            let range = byte(run.start).zip(byte(run.end)).map(|(start, end)| start..end);
+            self.add(range.ok_or_else(|| Trouble::damaged("it reaches over 2^64 bytes"))?)?;
         }
         Ok(())
     }

@@ -36,6 +36,7 @@ mod ext;
 mod fat;
 mod free;
 mod ntfs;
+mod own;
 mod partitions;
 mod recognise;
 mod survey;
