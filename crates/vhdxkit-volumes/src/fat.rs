@@ -133,7 +133,9 @@ impl Volume {
         let fat_size = bpb.fat_sectors.saturating_mul(bpb.sector);
         let entries = fat_size.saturating_mul(8).checked_div(kind.bits()).unwrap_or(0);
         if entries < clusters.saturating_add(2) {
-            return Err(Trouble::damaged(format!("a FAT of {entries} entries for {clusters} clusters")));
+            return Err(Trouble::damaged(format!(
+                "a FAT of {entries} entries for {clusters} clusters"
+            )));
         }
         // FAT32 can use one of its FATs alone.
         let flags = if kind == Kind::Fat32 { u16_at(boot, 0x28) } else { 0 };
@@ -405,7 +407,9 @@ fn lead(led_to: &mut [u8], end: u64, from: u64, next: u64) -> Result<(), Trouble
     let number = next.checked_sub(2).filter(|_| next < end);
     let byte = number.and_then(|number| led_to.get_mut(usize::try_from(number >> 3).ok()?));
     let (Some(number), Some(byte)) = (number, byte) else {
-        return Err(Trouble::damaged(format!("cluster {from} leads to {next}, which does not exist")));
+        return Err(Trouble::damaged(format!(
+            "cluster {from} leads to {next}, which does not exist"
+        )));
     };
     let bit = 1 << (number & 7);
     if *byte & bit != 0 {

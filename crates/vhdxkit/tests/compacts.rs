@@ -89,7 +89,7 @@ fn a_disk_after_a_long_life_keeps_its_bytes_and_no_block_of_zeros() {
         let file = lived(block, seed);
         let image = open(&file);
         let before = contents(&image);
-        let planned = plan(&image, zeros_only(), &mut ()).unwrap();
+        let planned = plan(&image, &zeros_only(), &mut ()).unwrap();
         let report = compact(image, zeros_only(), &mut ()).unwrap();
         let image = open(&file);
         assert!(contents(&image) == before, "seed {seed}: the disk reads otherwise");

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     if args.dry_run {
         let image = args.parents.over(OpenOptions::new()).open(path)?;
         let mut bar = Bar::new("looking", image.file_size(), context.quiet);
-        let plan = plan(&image, options, &mut bar).with_context(failed)?;
+        let plan = plan(&image, &options, &mut bar).with_context(failed)?;
         drop(bar);
         return match context.json {
             true => print_json(&as_json(&plan, plan.file_size, None, &[])),

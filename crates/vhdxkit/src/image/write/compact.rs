@@ -41,6 +41,12 @@ const COMMIT_AT_DROPPED: usize = 64;
 pub(crate) struct GivenUp(Vec<Range<u64>>);
 
 impl Image {
+    /// Makes everything durable and puts it in place: the file's own table is the newest.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.flush()?;
+        self.writer()?.sectors.apply()
+    }
+
     /// Begins a session that gives space back. `visible`: bytes that the guest may read will change, so the
     /// disk gets another identity towards its children.
     pub(crate) fn begin_compaction(&mut self, visible: bool) -> Result<()> {

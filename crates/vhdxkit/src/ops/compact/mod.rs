@@ -27,7 +27,7 @@
 mod plan;
 mod scan;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use crate::error::Repr;
 use crate::format::bat::{PayloadState, SECTOR_BITMAP_BLOCK};
@@ -43,15 +43,16 @@ use plan::Verdict;
 pub use plan::{Plan, Tally, plan};
 
 /// What may be given back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompactOptions {
     free_space: bool,
     assume_clean: bool,
+    also_free: Vec<Range<u64>>,
 }
 
 impl Default for CompactOptions {
     fn default() -> Self {
-        Self { free_space: true, assume_clean: false }
+        Self { free_space: true, assume_clean: false, also_free: Vec::new() }
     }
 }
 
@@ -68,6 +69,13 @@ impl CompactOptions {
     #[must_use]
     pub fn assume_clean(mut self, yes: bool) -> Self {
         self.assume_clean = yes;
+        self
+    }
+
+    /// Bytes of the disk that the caller knows to be free, whatever a file system says.
+    #[must_use]
+    pub fn also_free(mut self, range: Range<u64>) -> Self {
+        self.also_free.push(range);
         self
     }
 }
@@ -105,7 +113,7 @@ const MOST_MOVES: usize = 1 << 20;
 /// Bytes copied at once.
 const STEP: usize = 1 << 20;
 
-/// Gives space back in place and closes the image. Progress counts the bytes of blocks that are judged,
+/// Gives space back in place and closes the image; what was written before is durable, too. Progress counts the bytes of blocks that are judged,
 /// and, from the plan on, of those that are given back.
 ///
 /// The image was opened for writing; a child with its parent, if what equals that is to go.
@@ -118,8 +126,9 @@ pub fn compact(
     options: CompactOptions,
     observer: &mut dyn Observer,
 ) -> Result<CompactReport> {
+    image.settle()?;
     let bytes_before = image.storage().length()?;
-    let plan = plan(&image, options, observer)?;
+    let plan = plan(&image, &options, observer)?;
     if observer.planned(&plan).is_break() {
         return Err(Error::new(Repr::Cancelled));
     }

@@ -135,12 +135,12 @@ impl Plan {
     }
 }
 
-/// Judges what an image could give back, and changes nothing. Progress counts bytes of the blocks that are
+/// Judges what an image could give back, and changes nothing. One that is being written has been flushed. Progress counts bytes of the blocks that are
 /// judged.
 ///
 /// # Errors
 /// The image is fixed; it cannot be read; the work was stopped.
-pub fn plan(image: &Image, options: CompactOptions, progress: &mut dyn Progress) -> Result<Plan> {
+pub fn plan(image: &Image, options: &CompactOptions, progress: &mut dyn Progress) -> Result<Plan> {
     if image.geometry().disk_type() == DiskType::Fixed {
         return Err(super::fixed());
     }
@@ -149,7 +149,7 @@ pub fn plan(image: &Image, options: CompactOptions, progress: &mut dyn Progress)
         true => volumes_counted(image)?,
         false => (Vec::new(), 0),
     };
-    scan.believe(&volumes, options.assume_clean);
+    scan.believe(&volumes, options);
     let mut survey = Survey::begin(image, volumes)?;
     survey.judge_blocks(&mut scan, progress)?;
     survey.judge_bitmaps()?;

@@ -10,6 +10,8 @@ use crate::ops::zeros::{is_zero, length};
 use crate::storage::DataRuns;
 use crate::{Error, Image, Result};
 
+use super::CompactOptions;
+
 /// The first look at a block: most blocks in use show it there.
 const FIRST_LOOK: u64 = 4096;
 
@@ -49,16 +51,24 @@ impl<'a> Scan<'a> {
         self.bytes_read
     }
 
-    /// Takes what these volumes call free for free.
-    pub(super) fn believe(&mut self, volumes: &[Volume], assume_clean: bool) {
+    /// Takes for free what these volumes call so, and what the caller does.
+    pub(super) fn believe(&mut self, volumes: &[Volume], options: &CompactOptions) {
+        self.free.extend(options.also_free.iter().filter(|range| !range.is_empty()).cloned());
         for volume in volumes {
-            let Some(map) = volume.free_to_give(assume_clean) else { continue };
+            let Some(map) = volume.free_to_give(options.assume_clean) else { continue };
             let start = volume.range.start;
             let to_disk = |at: u64| start.saturating_add(at).min(volume.range.end);
             self.free.extend(map.ranges().iter().map(|r| to_disk(r.start)..to_disk(r.end)));
         }
-        // Volumes do not overlap, but need not be in order.
         self.free.sort_unstable_by_key(|range| range.start);
+        // Volumes do not overlap each other, but the caller's ranges may.
+        self.free.dedup_by(|next, range| {
+            let touches = next.start <= range.end;
+            if touches {
+                range.end = range.end.max(next.end);
+            }
+            touches
+        });
     }
 
     /// What a block holds that has a place in the file.
