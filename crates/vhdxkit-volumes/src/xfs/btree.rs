@@ -62,22 +62,23 @@ struct Node {
 }
 
 impl Tree<'_> {
-    /// Tells of each extent in the tree's order.
+    /// Tells of each extent in the tree's order. Gives the number of its blocks.
     pub(super) fn walk(
         &self,
         mut found: impl FnMut(Range<u64>) -> Result<(), Trouble>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<u64, Trouble> {
         let top = match self.levels.checked_sub(1) {
             Some(top) if usize::try_from(top).is_ok_and(|top| top < MOST_LEVELS) => top,
             _ => return Err(self.damaged(&format!("is said to have {} levels", self.levels))),
         };
         let mut levels = [Level { last: NONE, right: NONE }; MOST_LEVELS];
         let mut stack = vec![Due { block: self.root, level: top, key: None }];
-        let mut left_to_visit = self.blocks;
+        let mut visited = 0u64;
         while let Some(due) = stack.pop() {
-            left_to_visit = left_to_visit
-                .checked_sub(1)
-                .ok_or_else(|| self.damaged("has more blocks than its group"))?;
+            visited = visited.saturating_add(1);
+            if visited > self.blocks {
+                return Err(self.damaged("has more blocks than its group"));
+            }
             let node = self.read(due)?;
             let index = usize::try_from(due.level).unwrap_or(usize::MAX);
             let level = levels.get_mut(index).ok_or_else(|| self.damaged("is too deep"))?;
@@ -91,10 +92,14 @@ impl Tree<'_> {
             }
             let below = due.level.saturating_sub(1);
             let children = node.children.iter().zip(&node.records).rev();
-            stack.extend(children.map(|(block, key)| Due { block: *block, level: below, key: Some(*key) }));
+            stack.extend(children.map(|(block, key)| Due {
+                block: *block,
+                level: below,
+                key: Some(*key),
+            }));
         }
         match levels.iter().all(|level| level.right == NONE) {
-            true => Ok(()),
+            true => Ok(visited),
             false => Err(self.damaged("goes on where it should end")),
         }
     }
@@ -122,7 +127,9 @@ impl Tree<'_> {
         }
         let pair = |raw: &[u8]| [be32_at(raw, 0), be32_at(raw, 4)];
         let records: Vec<_> = body.chunks_exact(8).take(count).map(pair).collect();
-        if key.is_some() && key.map(|key| self.order(key)) != records.first().map(|key| self.order(*key)) {
+        if key.is_some()
+            && key.map(|key| self.order(key)) != records.first().map(|key| self.order(*key))
+        {
             return Err(wrong("another first key than its parent says"));
         }
         // Keys come first, as many as fit; then as many pointers.

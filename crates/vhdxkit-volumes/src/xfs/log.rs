@@ -104,32 +104,29 @@ impl Log<'_> {
         } else {
             return Ok(None);
         };
-        Ok(self.is_sharp(head)?.then_some(head))
+        Ok(Some(head))
     }
 
-    /// Whether all blocks around the head are of the cycle they should be.
-    fn is_sharp(&self, head: Head) -> Result<bool, Trouble> {
+    /// Whether all blocks around the head are of the cycle they should be, and the record before it is an
+    /// unmount record, whole, that ends there.
+    fn ends_with_unmount(&self, head: Head) -> Result<bool, Trouble> {
         let reach = IN_FLIGHT.min(self.blocks);
         let from = self.wrap(head.block.saturating_add(self.blocks).saturating_sub(reach));
         let count = reach.saturating_mul(2).min(self.blocks);
         let raw = self.read(from, count)?;
-        let numbers = (0..count).map(|n| self.wrap(from.saturating_add(n)));
-        Ok(raw.chunks_exact(BLOCK).zip(numbers).all(|(block, number)| {
+        let numbered =
+            raw.chunks_exact(BLOCK).zip((0..count).map(|n| self.wrap(from.saturating_add(n))));
+        let sharp = numbered.clone().all(|(block, number)| {
             cycle(block) == if number < head.block { head.before } else { head.behind }
-        }))
-    }
-
-    /// Whether the record before the head is an unmount record, whole, and ends there.
-    fn ends_with_unmount(&self, head: Head) -> Result<bool, Trouble> {
-        let reach = IN_FLIGHT.min(self.blocks);
-        let from = self.wrap(head.block.saturating_add(self.blocks).saturating_sub(reach));
-        let raw = self.read(from, reach)?;
-        let place = raw.chunks_exact(BLOCK).rposition(|block| be32_at(block, 0) == MAGIC);
-        let Some(record) = place.and_then(|place| raw.get(place.checked_mul(BLOCK)?..)) else {
-            return Ok(false);
-        };
-        let place = u64::try_from(place.unwrap_or_default()).unwrap_or_default();
-        Ok(self.is_unmount(record, self.wrap(from.saturating_add(place))))
+        });
+        let reach = usize::try_from(reach).unwrap_or_default();
+        let last = numbered.take(reach).filter(|(block, _)| be32_at(block, 0) == MAGIC).last();
+        let Some((_, at)) = last.filter(|_| sharp) else { return Ok(false) };
+        let start = self.wrap(at.saturating_add(self.blocks).saturating_sub(from));
+        let bytes = |blocks: usize| blocks.saturating_mul(BLOCK);
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        let record = raw.get(bytes(start)..bytes(reach)).unwrap_or_default();
+        Ok(self.is_unmount(record, at))
     }
 
     /// Whether `record`, which begins at log block `at` and reaches to the head, is an unmount record.
@@ -186,9 +183,8 @@ fn checksum_holds(record: &[u8], headers: u64, data: &[u8]) -> bool {
         let needed = u64::from(be32_at(record, 12)).div_ceil(PER_HEADER).min(headers);
         let more = usize::try_from(needed).ok()?.saturating_sub(1);
         let extended = record.chunks_exact(BLOCK).skip(1).take(more);
-        let crc = extended.fold(crc, |crc, block| {
-            crc32c_append(crc, block.get(..EXTENDED).unwrap_or_default())
-        });
+        let crc = extended
+            .fold(crc, |crc, block| crc32c_append(crc, block.get(..EXTENDED).unwrap_or_default()));
         Some(crc32c_append(crc, data.get(..length)?))
     };
     kept == 0 || of(328) == Some(kept) || of(324) == Some(kept)

@@ -29,8 +29,8 @@ pub(super) struct Superblock {
     inodes_per_block_log: u32,
     root_inode: u64,
     pub(super) free_blocks: u64,
-    /// Counters are summed up when it is unmounted, and B-tree blocks count as free.
-    pub(super) lazy_count: bool,
+    /// It has trees of who owns which blocks (`rmapbt`).
+    pub(super) owners: bool,
     /// The log's first block; `None` when it lies on another device.
     log_start: Option<u64>,
     pub(super) log_blocks: u64,
@@ -51,7 +51,9 @@ impl Superblock {
         let v5 = match version & 0xF {
             5 => true,
             4 => false,
-            other => return Err(Trouble::not_known(format!("version {other} of XFS is not known"))),
+            other => {
+                return Err(Trouble::not_known(format!("version {other} of XFS is not known")));
+            }
         };
         let sector_size = power_of_two(&raw, "sector", u64::from(be16_at(&raw, 102)), 121, 9..=15)?;
         if v5 {
@@ -130,7 +132,9 @@ impl Superblock {
             ));
         }
         if self.free_blocks > self.blocks {
-            return damaged("the superblock says that more blocks are free than there are".to_owned());
+            return damaged(
+                "the superblock says that more blocks are free than there are".to_owned(),
+            );
         }
         let fits = |(group, start): (u64, u64), length: u64| {
             group < self.groups
@@ -159,7 +163,6 @@ fn parse(raw: &[u8], v5: bool, sector_size: u64) -> Result<Superblock, Trouble> 
         return Err(Trouble::damaged("its sectors or inodes do not fit into its blocks"));
     }
     let version = be16_at(raw, 100);
-    let features2 = if v5 || version & MOREBITS != 0 { be32_at(raw, 200) } else { 0 };
     let own = uuid(32).unwrap_or_default();
     let has_metadata_uuid = v5 && be32_at(raw, 216) & META_UUID != 0;
     let log_start = be64_at(raw, 48);
@@ -175,7 +178,7 @@ fn parse(raw: &[u8], v5: bool, sector_size: u64) -> Result<Superblock, Trouble> 
         inodes_per_block_log,
         root_inode: be64_at(raw, 56),
         free_blocks: be64_at(raw, 144),
-        lazy_count: v5 || features2 & LAZY_COUNT != 0,
+        owners: v5 && be32_at(raw, 212) & RMAPBT != 0,
         log_start: (log_start != 0).then_some(log_start),
         log_blocks: u64::from(be32_at(raw, 96)),
         log_v2: v5 || version & LOG_V2 != 0,
@@ -196,9 +199,7 @@ fn power_of_two(
     if allowed.contains(&logarithm) && 1u64.checked_shl(u32::from(logarithm)) == Some(size) {
         Ok(size)
     } else {
-        Err(Trouble::damaged(format!(
-            "its {what} size is said to be {size}, and 1 << {logarithm}"
-        )))
+        Err(Trouble::damaged(format!("its {what} size is said to be {size}, and 1 << {logarithm}")))
     }
 }
 
@@ -206,13 +207,14 @@ fn power_of_two(
 const LOG_V2: u16 = 0x400;
 const MOREBITS: u16 = 0x8000;
 /// attr, nlink, quota, align, dalign, logv2, sector, extflg, dirv2, borg, morebits.
-const VERSION: u16 = 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | LOG_V2 | 0x800 | 0x1000 | 0x2000 | 0x4000 | MOREBITS;
+const VERSION: u16 =
+    0x10 | 0x20 | 0x40 | 0x80 | 0x100 | LOG_V2 | 0x800 | 0x1000 | 0x2000 | 0x4000 | MOREBITS;
 // Of sb_features2.
-const LAZY_COUNT: u32 = 0x2;
 /// lazysbcount, attr2, projid32bit, crc, ftype.
-const FEATURES2: u32 = LAZY_COUNT | 0x8 | 0x80 | 0x100 | 0x200;
+const FEATURES2: u32 = 0x2 | 0x8 | 0x80 | 0x100 | 0x200;
 /// finobt, rmapbt, reflink, inobtcount: trees of their own, whose blocks are no free ones.
-const RO_COMPAT: u32 = 0x1 | 0x2 | 0x4 | 0x8;
+const RO_COMPAT: u32 = 0x1 | RMAPBT | 0x4 | 0x8;
+const RMAPBT: u32 = 0x2;
 const META_UUID: u32 = 0x4;
 const NEEDS_REPAIR: u32 = 0x10;
 /// ftype, spinodes, meta_uuid, bigtime, nrext64, exchange-range, parent.
