@@ -104,6 +104,15 @@ fn compare(image: &Path, story: &str) {
     }
 }
 
+/// The kernel's own count, by `xfs_spaceman`: it leaves free lists out, as we do.
+fn spaceman_agrees(image: &Path, story: &str) {
+    let mounted = Mounted::with(image, "ro");
+    let text = sh(&format!("xfs_spaceman -c 'freesp -s' {}", mounted.path().display()));
+    let total = text.lines().find_map(|line| line.strip_prefix("total free blocks ")).unwrap();
+    let found = survey_of(image).unwrap();
+    assert_eq!(found.free.bytes(), total.parse::<u64>().unwrap() * found.unit, "{story}");
+}
+
 /// Files of all sizes of which half go again, and a file with a hole behind each of its first blocks.
 fn fill(at: &Path, block: u64, holes: u64) {
     for n in 0..400u64 {
@@ -147,6 +156,7 @@ fn free_extents_of_every_shape_are_those_that_xfs_db_lists() {
         compare(&image, &format!("{options}, filled"));
         let groups = field(&image, "sb 0", "agcount");
         let levels = (0..groups).map(|n| field(&image, &format!("agf {n}"), "bnolevel")).max();
+        spaceman_agrees(&image, options);
         assert!(levels >= Some(2), "{options}: the trees are shallow");
     }
 }
@@ -340,6 +350,7 @@ fn an_external_log_is_never_clean() {
     }
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log.img");
+    sh(&format!("truncate -s 64M {}", log.display()));
     let image = made(&dir, "330M", &format!("-l logdev={},size=64m", log.display()));
     let why = survey_of(&image).unwrap().unclean.unwrap();
     assert!(why.contains("another device"), "{why}");
@@ -589,15 +600,20 @@ fn what_is_surely_in_use_is_not_believed_to_be_free() {
     let start = ranges.iter().find(place).unwrap().start / 4096;
     // The longest extent moves to where it takes one of these in: same length, same counts.
     let log = field(&image, "sb 0", "logstart");
+    let wanted = [(start as u32).to_be_bytes(), (longest as u32).to_be_bytes()].concat();
     let record = |block: u64| {
-        let raw = sh(&format!("xxd -s {} -l 4080 -c 8 -p {}", block * 4096 + 16, image.display()));
-        let wanted = format!("{start:08x}{longest:08x}");
-        let index = raw.lines().position(|line| line == wanted).unwrap();
+        let mut raw = [0; 4080];
+        base.read_at(block * 4096 + 16, &mut raw).unwrap();
+        let index = raw.chunks(8).position(|record| record == wanted).unwrap();
         block * 4096 + 16 + index as u64 * 8
     };
     let last = field(&image, "sb 0", "dblocks");
-    for (story, to) in [("before", start - 1), ("the log", log - 1), ("behind", last - longest + 1)]
-    {
+    for (story, to) in [
+        ("the root's inodes", start - 1),
+        ("the free list", start - 5),
+        ("the log", log - 1),
+        ("behind", last - longest + 1),
+    ] {
         let bytes = (to as u32).to_be_bytes().to_vec();
         let changes = vec![(record(bno), bytes.clone()), (record(cnt), bytes)];
         let found = Changed::new(&base, changes).survey();
@@ -611,17 +627,17 @@ fn no_flipped_bit_frees_a_block() {
     if !tools() {
         return;
     }
-    for options in ["-b size=512 -d agcount=2", "-b size=4096 -d agcount=1"] {
+    for options in ["-b size=512 -d agcount=2", "-b size=4096 -d agcount=2"] {
         let dir = tempfile::tempdir().unwrap();
         let image = version_4(&dir, "64M", options);
-        let noticed = no_flipped_bit_frees_anything(&image, 20_000);
+        let noticed = no_flipped_bit_frees_anything(&image, 2000);
         eprintln!("version 4, {options}: {noticed} flips noticed");
-        assert!(noticed > 500);
+        assert!(noticed > 1000);
     }
     let dir = tempfile::tempdir().unwrap();
-    let noticed = no_flipped_bit_frees_anything(&made(&dir, "64M", "-b size=1024"), 20_000);
+    let noticed = no_flipped_bit_frees_anything(&made(&dir, "64M", "-b size=1024"), 2000);
     eprintln!("version 5: {noticed} flips noticed");
-    assert!(noticed > 500);
+    assert!(noticed > 1000);
 }
 
 /// However its metadata is changed: no panic, and no more is read than metadata can be.

@@ -24,7 +24,7 @@ pub(super) struct Group<'a> {
     owner_blocks: u64,
     /// Blocks on the free list.
     listed: Vec<u64>,
-    /// Blocks that are surely in use: where trees have their roots, the log, the root directory.
+    /// Blocks that are surely in use: where trees have their roots, the log, the first inodes.
     used: Vec<Range<u64>>,
 }
 
@@ -124,7 +124,7 @@ impl<'a> Group<'a> {
         used.extend(self.listed.iter().copied().map(one));
         let (group, root) = self.sb.root();
         if group == self.number {
-            used.push(one(root));
+            used.push(root..root.saturating_add(self.sb.chunk()));
         }
         if let Some((group, start)) = self.sb.log()
             && group == self.number

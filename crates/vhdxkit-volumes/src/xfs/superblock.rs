@@ -100,9 +100,14 @@ impl Superblock {
         self.log_start.map(|start| self.place(start))
     }
 
-    /// Where the root directory's inode lies.
+    /// Where the chunk of 64 inodes lies whose first is the root directory's.
     pub(super) fn root(&self) -> (u64, u64) {
         self.place(self.root_inode.checked_shr(self.inodes_per_block_log).unwrap_or_default())
+    }
+
+    /// Blocks of such a chunk.
+    pub(super) fn chunk(&self) -> u64 {
+        64u64.checked_shr(self.inodes_per_block_log).unwrap_or_default().max(1)
     }
 
     fn check(&self, window: &Window<'_>) -> Result<(), Trouble> {
@@ -140,7 +145,7 @@ impl Superblock {
             group < self.groups
                 && start.checked_add(length).is_some_and(|end| end <= self.blocks_of(group))
         };
-        if !fits(self.root(), 1) {
+        if !fits(self.root(), self.chunk()) {
             return damaged("the root directory is said to lie outside".to_owned());
         }
         if self.log().is_some_and(|log| self.log_blocks == 0 || !fits(log, self.log_blocks)) {
