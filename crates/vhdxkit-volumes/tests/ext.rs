@@ -418,6 +418,97 @@ fn hostile_numbers_are_errors() {
     hostile(&half, "half of it", Vec::new());
 }
 
+/// CRC-32C as ext4 chains it.
+fn crc(seed: u32, bytes: &[u8]) -> u32 {
+    !crc32c::crc32c_append(!seed, bytes)
+}
+
+/// `length` bytes at `at`, changed at `places`; then `checksum` makes what is at the place it gives.
+fn rewritten(
+    base: &dyn Disk,
+    (at, length): (u64, usize),
+    places: &[(usize, &[u8])],
+    checksum: impl Fn(&mut [u8]),
+) -> (u64, Vec<u8>) {
+    let mut raw = vec![0; length];
+    base.read_at(at, &mut raw).unwrap();
+    for (place, bytes) in places {
+        raw[*place..place + bytes.len()].copy_from_slice(bytes);
+    }
+    checksum(&mut raw);
+    (at, raw)
+}
+
+fn superblock(base: &dyn Disk, places: &[(usize, &[u8])]) -> (u64, Vec<u8>) {
+    rewritten(base, (1024, 1024), places, |raw| {
+        let found = crc(u32::MAX, &raw[..1020]);
+        raw[1020..].copy_from_slice(&found.to_le_bytes());
+    })
+}
+
+/// A descriptor of 64 bytes, with blocks of 4 KiB.
+fn descriptor(base: &dyn Disk, group: u32, places: &[(usize, &[u8])]) -> (u64, Vec<u8>) {
+    let mut uuid = [0; 16];
+    base.read_at(1024 + 104, &mut uuid).unwrap();
+    rewritten(base, (4096 + u64::from(group) * 64, 64), places, |raw| {
+        raw[30..32].fill(0);
+        let found = crc(crc(crc(u32::MAX, &uuid), &group.to_le_bytes()), raw);
+        raw[30..32].copy_from_slice(&found.to_le_bytes()[..2]);
+    })
+}
+
+/// A group without a bitmap keeps what other groups have put there, though no `mke2fs` puts it so.
+#[test]
+fn a_group_without_a_bitmap_keeps_metadata_of_other_groups() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = made(&dir, "700M", "-t ext4 -b 4096");
+    compare(&image, "as made");
+    let base = FileDisk::open(&image);
+    let text = sh(&format!("dumpe2fs {} 2>/dev/null", image.display()));
+    assert!(text.contains("Group 4: (Blocks 131072-163839)"));
+    assert!(text.contains("\n  32768 free blocks"), "group 4 is all free");
+    let moved = descriptor(&base, 3, &[(4, &131_077u32.to_le_bytes())]);
+    let found = Changed::new(&base, vec![moved.clone()]).survey();
+    assert!(matches!(found, Err(Trouble::Damaged(why)) if why.contains("group 4")));
+    let counted = descriptor(&base, 4, &[(12, &32_767u16.to_le_bytes())]);
+    let found = Changed::new(&base, vec![moved.clone(), counted.clone()]).survey();
+    assert!(matches!(found, Err(Trouble::Damaged(why)) if why.contains("superblock")));
+    let whole = survey_of(&image).unwrap().free;
+    let free = u32::try_from(whole.bytes() / 4096 - 1).unwrap();
+    let summed = superblock(&base, &[(12, &free.to_le_bytes())]);
+    let found = Changed::new(&base, vec![moved, counted, summed]).survey().unwrap();
+    assert_eq!((found.unclean, found.free.bytes()), (None, whole.bytes() - 4096));
+    let block = 131_077 * 4096;
+    let holds = |range: &Range<u64>| range.contains(&block);
+    assert!(whole.ranges().iter().any(holds) && !found.free.ranges().iter().any(holds));
+}
+
+/// A bitmap in which a used and a free block have changed places has the right count, and a wrong checksum.
+#[test]
+fn a_bitmap_with_the_right_count_is_not_believed_without_its_checksum() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = made(&dir, "700M", "-t ext4 -b 4096");
+    let base = FileDisk::open(&image);
+    let mut place = [0; 4];
+    base.read_at(4096, &mut place).unwrap();
+    let place = u64::from(u32::from_le_bytes(place)) * 4096;
+    let mut raw = vec![0; 4096];
+    base.read_at(place, &mut raw).unwrap();
+    // The last block in use is a directory's; the last block of all is free.
+    let used = (0..4000).rev().find(|bit| raw[bit / 8] & 1 << (bit % 8) != 0).unwrap();
+    assert_eq!(raw[4095], 0);
+    raw[4095] = 0x80;
+    raw[used / 8] &= !(1 << (used % 8));
+    let found = Changed::new(&base, vec![(place, raw)]).survey();
+    assert!(matches!(found, Err(Trouble::Damaged(why)) if why.contains("checksum")));
+}
+
 /// The first bytes of a disk.
 struct Window<'a>(&'a dyn Disk, u64);
 
