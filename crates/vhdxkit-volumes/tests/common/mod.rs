@@ -1,5 +1,5 @@
 //! Real file systems for the tests: made, filled and judged by their own tools.
-#![allow(dead_code)] // each test uses what it needs
+#![allow(dead_code, unreachable_pub)] // each test uses what it needs
 
 use std::fs::File;
 use std::io;
