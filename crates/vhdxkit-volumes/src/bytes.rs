@@ -26,7 +26,6 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 // The same in big-endian.
 
-#[allow(dead_code)] // XFS will use it
 pub(crate) fn be16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(first(bytes, at))
 }
@@ -68,6 +67,13 @@ fn next_bit(bitmap: &[u8], mut at: u64, end: u64, value: bool) -> u64 {
         at = at.saturating_add(1);
     }
     end
+}
+
+/// A label: UTF-8 up to the first zero; what cannot be printed is replaced.
+pub(crate) fn label(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let shown = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+    String::from_utf8_lossy(text).chars().map(shown).collect()
 }
 
 #[cfg(test)]

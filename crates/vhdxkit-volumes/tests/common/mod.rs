@@ -61,3 +61,62 @@ pub fn sh(line: &str) -> String {
     assert!(out.status.success(), "{line}\n{text}\n{errors}");
     text.into_owned()
 }
+
+/// A file system in an image, mounted through a loop device; unmounted when dropped.
+pub struct Mounted {
+    at: std::path::PathBuf,
+}
+
+impl Mounted {
+    /// Mounts `image` on a new directory beside it.
+    pub fn new(image: &Path) -> Self {
+        let at = image.with_extension("mnt");
+        let _ = std::fs::create_dir(&at);
+        sh(&format!("mount -o loop {} {}", image.display(), at.display()));
+        Self { at }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg(&self.at).status();
+        let done = done.is_ok_and(|status| status.success());
+        if !std::thread::panicking() {
+            assert!(done, "cannot unmount {}", self.at.display());
+        }
+    }
+}
+
+/// Whether this process may mount images; when not, says so.
+pub fn can_mount() -> bool {
+    let root = sh("id -u").trim() == "0" && Path::new("/dev/loop-control").exists();
+    if !root {
+        eprintln!("SKIPPED: images cannot be mounted here");
+    }
+    root
+}
+
+/// Surveys the file system that an image file holds.
+pub fn survey_of(image: &Path) -> Result<vhdxkit_volumes::Survey, vhdxkit_volumes::Trouble> {
+    let disk = FileDisk::open(image);
+    let size = disk.size();
+    vhdxkit_volumes::survey(&disk, 0..size)
+}
+
+/// Ranges in order that do not touch, of ranges that may.
+pub fn joined(mut ranges: Vec<std::ops::Range<u64>>) -> Vec<std::ops::Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut found: Vec<std::ops::Range<u64>> = Vec::new();
+    for range in ranges {
+        match found.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => found.push(range),
+        }
+    }
+    found
+}
