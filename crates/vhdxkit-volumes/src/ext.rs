@@ -79,7 +79,9 @@ fn bitmap(window: &Window<'_>, sb: &Superblock, group: &Group) -> Result<Vec<u8>
         let kept = if sb.descriptor > 32 { u32::MAX } else { 0xFFFF };
         if found & kept != group.bitmap_checksum & kept {
             let number = group.number;
-            return Err(Trouble::damaged(format!("the checksum of group {number}'s bitmap is wrong")));
+            return Err(Trouble::damaged(format!(
+                "the checksum of group {number}'s bitmap is wrong"
+            )));
         }
     }
     Ok(bitmap)

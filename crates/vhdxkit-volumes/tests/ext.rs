@@ -105,7 +105,10 @@ const SHAPES: &[(&str, &str)] = &[
     ("300M", "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg"),
     ("900M", "-t ext4 -b 4096 -O ^metadata_csum,uninit_bg,^flex_bg,^64bit"),
     ("300M", "-t ext4 -b 1024 -O ^metadata_csum,^uninit_bg"),
-    ("300M", "-t ext4 -b 4096 -O metadata_csum,metadata_csum_seed,inline_data,large_dir,ea_inode -I 512"),
+    (
+        "300M",
+        "-t ext4 -b 4096 -O metadata_csum,metadata_csum_seed,inline_data,large_dir,ea_inode -I 512",
+    ),
     ("300M", "-t ext4 -b 4096 -O mmp,orphan_file,fast_commit"),
     ("300M", "-t ext4 -b 4096 -O encrypt,verity,stable_inodes"),
     ("300M", "-t ext4 -b 4096 -E stride=8,stripe_width=64 -O ^has_journal"),

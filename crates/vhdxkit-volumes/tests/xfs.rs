@@ -16,7 +16,11 @@ use common::{FileDisk, Mounted, can_mount, have, joined, sh, survey_of};
 use vhdxkit_volumes::{Disk, survey};
 
 fn tools() -> bool {
-    have("mkfs.xfs") && have("xfs_db") && have("xfs_io") && have("xfs_logprint") && have("xfs_repair")
+    have("mkfs.xfs")
+        && have("xfs_db")
+        && have("xfs_io")
+        && have("xfs_logprint")
+        && have("xfs_repair")
 }
 
 /// An image made by `mkfs.xfs` with these options.
@@ -65,7 +69,8 @@ fn listed(image: &Path) -> (Vec<Range<u64>>, u64) {
     let lists: Vec<_> = (0..size("agcount")).map(|group| free_list(image, group)).collect();
     let (mut ranges, mut blocks) = (Vec::new(), 0);
     for line in db(image, &["freesp -d"]).lines() {
-        let numbers: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        let numbers: Vec<u64> =
+            line.split_whitespace().map_while(|word| word.parse().ok()).collect();
         let &[group, start, length] = &numbers[..] else { continue };
         blocks += length;
         if length == 1 && lists[group as usize].contains(&start) {
@@ -180,7 +185,10 @@ fn version_4_is_read_too() {
         let wipe: String = (1..300)
             .map(|n| format!(" -c 'inode {}' -c 'write -d core.mode 0'", root + 4 + n * 2))
             .collect();
-        sh(&format!("xfs_db -x{wipe} {0} >{0}.log; xfs_repair {0} >>{0}.log 2>&1", image.display()));
+        sh(&format!(
+            "xfs_db -x{wipe} {0} >{0}.log; xfs_repair {0} >>{0}.log 2>&1",
+            image.display()
+        ));
         compare(&image, &format!("{options}, repaired"));
         let levels = field(&image, "agf 0", "bnolevel");
         eprintln!("{options}: {levels} levels");

@@ -74,7 +74,8 @@ impl Groups {
         }
         let block_bitmap = wide(0, 32);
         let (inode_bitmap, inode_table) = (wide(4, 36), wide(8, 40));
-        for (start, length) in [(block_bitmap, 1), (inode_bitmap, 1), (inode_table, sb.inode_table)] {
+        for (start, length) in [(block_bitmap, 1), (inode_bitmap, 1), (inode_table, sb.inode_table)]
+        {
             self.metadata.push(placed(sb, number, start, length)?);
         }
         self.metadata.extend(at_start(sb, number)?);

@@ -350,7 +350,9 @@ fn sizes(raw: &[u8], bigalloc: bool) -> Result<(u64, u64), Trouble> {
         Some(0) => 0,
         // Long ago this field was the size of fragments, which nobody ever had.
         _ if !bigalloc => 0,
-        _ => return Err(Trouble::damaged(format!("its clusters are said to be 1024 << {cluster}"))),
+        _ => {
+            return Err(Trouble::damaged(format!("its clusters are said to be 1024 << {cluster}")));
+        }
     };
     Ok((1024 << block, 1 << ratio))
 }
@@ -416,7 +418,9 @@ fn groups(raw: &[u8], sb: &Superblock) -> Result<u64, Trouble> {
     }
     let groups = sb.blocks.saturating_sub(first).div_ceil(sb.blocks_per_group);
     if groups.saturating_mul(inodes_per_group) != u64::from(u32_at(raw, 0)) {
-        return damaged("the superblock's numbers of blocks and of inodes belong to different numbers of groups");
+        return damaged(
+            "the superblock's numbers of blocks and of inodes belong to different numbers of groups",
+        );
     }
     if sb.free_blocks > sb.blocks {
         return damaged("the superblock says that more blocks are free than there are");

@@ -91,7 +91,11 @@ impl Tree<'_> {
             }
             let below = due.level.saturating_sub(1);
             let children = node.children.iter().zip(&node.records).rev();
-            stack.extend(children.map(|(block, key)| Due { block: *block, level: below, key: Some(*key) }));
+            stack.extend(children.map(|(block, key)| Due {
+                block: *block,
+                level: below,
+                key: Some(*key),
+            }));
         }
         match levels.iter().all(|level| level.right == NONE) {
             true => Ok(()),
@@ -122,7 +126,9 @@ impl Tree<'_> {
         }
         let pair = |raw: &[u8]| [be32_at(raw, 0), be32_at(raw, 4)];
         let records: Vec<_> = body.chunks_exact(8).take(count).map(pair).collect();
-        if key.is_some() && key.map(|key| self.order(key)) != records.first().map(|key| self.order(*key)) {
+        if key.is_some()
+            && key.map(|key| self.order(key)) != records.first().map(|key| self.order(*key))
+        {
             return Err(wrong("another first key than its parent says"));
         }
         // Keys come first, as many as fit; then as many pointers.

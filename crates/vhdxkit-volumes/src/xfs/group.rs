@@ -29,7 +29,11 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    pub(super) fn read(window: &'a Window<'a>, sb: &'a Superblock, number: u64) -> Result<Self, Trouble> {
+    pub(super) fn read(
+        window: &'a Window<'a>,
+        sb: &'a Superblock,
+        number: u64,
+    ) -> Result<Self, Trouble> {
         let at = sb.byte(number, 0).saturating_add(sb.sector_size);
         let raw = window.read("a group's header", at, sb.sector_size)?;
         let field = |at: usize| u64::from(be32_at(&raw, at));
@@ -73,7 +77,9 @@ impl<'a> Group<'a> {
         let raw = self.window.read("a group's free list", at, sb.sector_size)?;
         if sb.v5 {
             let told = (be32_at(&raw, 0), be32_at(&raw, 4));
-            if told != (0x5841_464C, be32_at(header, 8)) || raw.get(8..24) != Some(&sb.metadata_uuid) {
+            if told != (0x5841_464C, be32_at(header, 8))
+                || raw.get(8..24) != Some(&sb.metadata_uuid)
+            {
                 return Err(damaged("is none, or belongs to another group"));
             }
             if !checksum_holds(&raw, 32) {

@@ -186,9 +186,8 @@ fn checksum_holds(record: &[u8], headers: u64, data: &[u8]) -> bool {
         let needed = u64::from(be32_at(record, 12)).div_ceil(PER_HEADER).min(headers);
         let more = usize::try_from(needed).ok()?.saturating_sub(1);
         let extended = record.chunks_exact(BLOCK).skip(1).take(more);
-        let crc = extended.fold(crc, |crc, block| {
-            crc32c_append(crc, block.get(..EXTENDED).unwrap_or_default())
-        });
+        let crc = extended
+            .fold(crc, |crc, block| crc32c_append(crc, block.get(..EXTENDED).unwrap_or_default()));
         Some(crc32c_append(crc, data.get(..length)?))
     };
     kept == 0 || of(328) == Some(kept) || of(324) == Some(kept)

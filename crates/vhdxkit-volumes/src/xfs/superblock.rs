@@ -51,7 +51,9 @@ impl Superblock {
         let v5 = match version & 0xF {
             5 => true,
             4 => false,
-            other => return Err(Trouble::not_known(format!("version {other} of XFS is not known"))),
+            other => {
+                return Err(Trouble::not_known(format!("version {other} of XFS is not known")));
+            }
         };
         let sector_size = power_of_two(&raw, "sector", u64::from(be16_at(&raw, 102)), 121, 9..=15)?;
         if v5 {
@@ -130,7 +132,9 @@ impl Superblock {
             ));
         }
         if self.free_blocks > self.blocks {
-            return damaged("the superblock says that more blocks are free than there are".to_owned());
+            return damaged(
+                "the superblock says that more blocks are free than there are".to_owned(),
+            );
         }
         let fits = |(group, start): (u64, u64), length: u64| {
             group < self.groups
@@ -196,9 +200,7 @@ fn power_of_two(
     if allowed.contains(&logarithm) && 1u64.checked_shl(u32::from(logarithm)) == Some(size) {
         Ok(size)
     } else {
-        Err(Trouble::damaged(format!(
-            "its {what} size is said to be {size}, and 1 << {logarithm}"
-        )))
+        Err(Trouble::damaged(format!("its {what} size is said to be {size}, and 1 << {logarithm}")))
     }
 }
 
@@ -206,7 +208,8 @@ fn power_of_two(
 const LOG_V2: u16 = 0x400;
 const MOREBITS: u16 = 0x8000;
 /// attr, nlink, quota, align, dalign, logv2, sector, extflg, dirv2, borg, morebits.
-const VERSION: u16 = 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | LOG_V2 | 0x800 | 0x1000 | 0x2000 | 0x4000 | MOREBITS;
+const VERSION: u16 =
+    0x10 | 0x20 | 0x40 | 0x80 | 0x100 | LOG_V2 | 0x800 | 0x1000 | 0x2000 | 0x4000 | MOREBITS;
 // Of sb_features2.
 const LAZY_COUNT: u32 = 0x2;
 /// lazysbcount, attr2, projid32bit, crc, ftype.
