@@ -137,21 +137,24 @@ fn a_bitmap_in_extension_records_is_read_in_order() {
     refused("behind", &|v| change(v, last + 16, 1 << 40, 8));
 }
 
-/// The MFT's first extent names the record in which its second one stands.
+/// The MFT's first extent names the record where its second one stands, and the record where the third one
+/// stands lies in the second.
 #[test]
 fn an_mft_in_pieces_is_found_by_itself() {
     let Some(mut volume) = sample() else { return };
     let first = volume.first_cluster(0, DATA);
-    let data = data_of(&volume, 0);
-    let clusters = u32_at(&data, 0x18) + 1;
-    let head = 40; // records 0 to 19
-    let away = 31000;
+    let clusters = u32_at(&data_of(&volume, 0), 0x18) + 1;
+    // Records 0 to 17, 18 to 21, and the others, two clusters each.
+    let (head, middle, away) = (36, 8, 31000);
+    let pieces =
+        [(Some(first), head), (Some(away + 100), middle), (Some(away), clusters - head - middle)];
+    spread(&mut volume, 0, &pieces);
     for n in head..clusters {
-        volume.copy_cluster(first + n, away + n - head);
+        let to = if n < head + middle { away + 100 + n - head } else { away + n - head - middle };
+        volume.copy_cluster(first + n, to);
+        volume.set_bits(to..to + 1, true);
     }
     volume.set_bits(first + head..first + clusters, false);
-    volume.set_bits(away..away + clusters - head, true);
-    spread(&mut volume, 0, &[(Some(first), head), (Some(away), clusters - head)]);
     compare(&volume);
     // In a part that is only known with it: nobody can find it.
     let list = |v: &mut Volume| {
