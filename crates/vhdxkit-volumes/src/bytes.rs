@@ -70,6 +70,13 @@ fn next_bit(bitmap: &[u8], mut at: u64, end: u64, value: bool) -> u64 {
     end
 }
 
+/// A label: UTF-8 up to the first zero; what cannot be printed is replaced.
+pub(crate) fn label(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let shown = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+    String::from_utf8_lossy(text).chars().map(shown).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
