@@ -26,7 +26,6 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 // The same in big-endian.
 
-#[allow(dead_code)] // XFS will use it
 pub(crate) fn be16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(first(bytes, at))
 }

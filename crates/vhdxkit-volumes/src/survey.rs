@@ -74,3 +74,15 @@ pub fn survey(disk: &dyn Disk, range: Range<u64>) -> Result<Survey, Trouble> {
         None => Err(Trouble::not_known("no known file system")),
     }
 }
+
+/// Puts the free bytes into a survey. A file system in use, or left in a hurry, contradicts itself as long as
+/// its journal was not replayed: that is no damage, but no map of it can be had.
+pub(crate) fn with_free(survey: Survey, free: Result<FreeMap, Trouble>) -> Result<Survey, Trouble> {
+    match (free, survey.unclean) {
+        (Err(Trouble::Damaged(what)), Some(why)) => {
+            let unclean = Some(format!("{why}; until then {what}"));
+            Ok(Survey { unclean, free: FreeMap::default(), ..survey })
+        }
+        (free, unclean) => Ok(Survey { free: free?, unclean, ..survey }),
+    }
+}
