@@ -102,8 +102,11 @@ const KINDS: [Kind; 8] = [
 ];
 
 fn have(tool: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]);
-    let found = { found }.stdout(Stdio::null()).status().is_ok_and(|status| status.success());
+    let found = Command::new("sh")
+        .args(["-c", &format!("command -v {tool}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
     if !found {
         eprintln!("skipped: there is no {tool} here");
     }
