@@ -160,8 +160,8 @@ fn an_mft_in_pieces_is_found_by_itself() {
     let list = |v: &mut Volume| {
         let last = 24 + 32 * (u32_at(&v.attributes(0)[1], 4) / 32 - 1);
         v.change_attribute(0, ATTRIBUTE_LIST, |list| {
-            let entry = (0..).map(|n| 24 + 32 * n).take_while(|at| *at <= last);
-            let entry = entry.filter(|at| u32_at(list, at + 16) == 17).next().unwrap();
+            let mut entries = (24..=last).step_by(32);
+            let entry = entries.find(|at| u32_at(list, at + 16) == 17).unwrap();
             put(list, entry + 16, 22 | 1 << 48, 8);
         });
     };
@@ -218,7 +218,7 @@ fn damaged_records_are_refused() {
         refused("damaged attribute", &|v| v.change_record(number, |r| put(r, 0x14, 0xFFF0, 2)));
         refused("damaged attribute", &|v| v.change_record(number, |r| put(r, 0x3C, 0, 4)));
         refused("damaged attribute", &|v| {
-            v.change_record(number, |r| put(r, 0x3C, 0xFFFF_FFF8, 4))
+            v.change_record(number, |r| put(r, 0x3C, 0xFFFF_FFF8, 4));
         });
         refused("belongs to another", &|v| v.change_record(number, |r| r[0x20] = 9));
     }

@@ -7,6 +7,9 @@
 //! At rest means: no flag of `$Volume` speaks of unfinished business, `$LogFile` is closed, no Windows
 //! hibernates on it; and no shadow copies live on it, which need what the bitmap calls free.
 //!
+//! A volume that NTFS-3G has mounted cannot be told from one at rest: that driver leaves no mark while it
+//! works. Windows does, in the log.
+//!
 //! In good order means: every structure that is read is whole by its update sequence, `$MFT` agrees with its
 //! mirror, the files read lie in clusters of their own, and those are in use in the bitmap.
 

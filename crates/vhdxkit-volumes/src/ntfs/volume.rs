@@ -2,7 +2,7 @@
 
 use super::mft::Mft;
 use super::record::{VOLUME_INFORMATION, VOLUME_NAME};
-use crate::bytes::{u8_at, u16_at, u64_at};
+use crate::bytes::{u8_at, u16_at, u64_at, utf16};
 use crate::{Trouble, Window};
 
 const VOLUME: u64 = 3;
@@ -43,8 +43,7 @@ impl Volume {
             }
         }
         let name = value(VOLUME_NAME)?.unwrap_or_default();
-        let units: Vec<u16> = name.chunks_exact(2).map(|unit| u16_at(unit, 0)).collect();
-        let label = printable(&String::from_utf16_lossy(&units));
+        let label = utf16(&name);
         Ok(Self { label, unclean: unfinished(u16_at(&information, 10)) })
     }
 }
@@ -56,10 +55,6 @@ fn unfinished(flags: u16) -> Option<String> {
         Some((_, why)) => Some((*why).to_owned()),
         None => (unknown != 0).then(|| format!("it has unknown flags, {unknown:#06x}")),
     }
-}
-
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Where shadow copies keep their header, and how it begins.
