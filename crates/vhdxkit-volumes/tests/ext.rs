@@ -138,6 +138,62 @@ fn free_blocks_of_every_shape_are_those_that_dumpe2fs_lists() {
     }
 }
 
+/// File systems change their shape: grown by `resize2fs` and by the kernel, beyond what was reserved for
+/// descriptors too; shrunk; given 64 bits, taken; given checksums, taken.
+#[test]
+fn a_file_system_that_was_resized_or_converted_is_read_too() {
+    if !tools() || !can_mount() {
+        return;
+    }
+    for options in [
+        "-t ext4 -b 1024",
+        "-t ext4 -b 1024 -E resize=100000",
+        "-t ext4 -b 1024 -O ^flex_bg,^metadata_csum,uninit_bg",
+        "-t ext3 -b 1024",
+        "-t ext2 -b 1024 -g 1024 -O ^resize_inode",
+        "-t ext4 -b 4096 -O sparse_super2",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = made(&dir, "60M", options);
+        fill(Mounted::new(&image).path());
+        let path = image.display();
+        sh(&format!("e2fsck -fp {path}; truncate -s 200M {path}; resize2fs {path} 2>&1"));
+        compare(&image, &format!("{options}, grown"));
+        if !options.contains("ext2") && !options.contains("sparse_super2") {
+            let mounted = Mounted::new(&image);
+            let at = mounted.path().display();
+            let said = sh(&format!(
+                "truncate -s 700M {path}; d=$(findmnt -no SOURCE {at}); losetup -c $d
+                 resize2fs $d 2>&1 || echo denied; touch {at}/more"
+            ));
+            if said.contains("denied") {
+                eprintln!("SKIPPED: {options} cannot be resized while mounted here");
+            }
+            drop(mounted);
+            compare(&image, &format!("{options}, grown while mounted"));
+        }
+        sh(&format!("e2fsck -fp {path}; resize2fs {path} 150M 2>&1"));
+        compare(&image, &format!("{options}, shrunk"));
+    }
+    for conversion in [
+        "tune2fs -O ^metadata_csum",
+        "tune2fs -O ^metadata_csum,uninit_bg",
+        "resize2fs -s",
+        "tune2fs -O metadata_csum_seed -U random",
+        "tune2fs -U random",
+        "tune2fs -O ^has_journal",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = made(&dir, "100M", "-t ext4 -b 1024");
+        fill(Mounted::new(&image).path());
+        sh(&format!(
+            "e2fsck -fp {0}; echo y | {conversion} {0} 2>&1; e2fsck -fp {0}",
+            image.display()
+        ));
+        compare(&image, conversion);
+    }
+}
+
 /// Kernels without quotas or Unicode do not mount these: `mke2fs` fills them, `debugfs` deletes.
 #[test]
 fn features_that_not_every_kernel_mounts_are_understood_too() {
@@ -507,6 +563,27 @@ fn a_bitmap_with_the_right_count_is_not_believed_without_its_checksum() {
     raw[used / 8] &= !(1 << (used % 8));
     let found = Changed::new(&base, vec![(place, raw)]).survey();
     assert!(matches!(found, Err(Trouble::Damaged(why)) if why.contains("checksum")));
+}
+
+/// What checksums cover is not believed where they are wrong, even where nothing else would tell.
+#[test]
+fn wrong_checksums_are_errors() {
+    if !tools() {
+        return;
+    }
+    for options in ["-t ext4 -b 4096", "-t ext4 -b 4096 -O ^metadata_csum,uninit_bg"] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = made(&dir, "700M", options);
+        let base = FileDisk::open(&image);
+        // The number of inodes that were never used, of group 1; a byte that only long descriptors have.
+        for at in [28, 50] {
+            let found = Changed::new(&base, vec![(4096 + 64 + at, vec![0xFF])]).survey();
+            let why = |why: &str| why.contains("checksum of group 1's descriptor");
+            assert!(matches!(&found, Err(Trouble::Damaged(found)) if why(found)), "{found:?}");
+        }
+        let label = Changed::new(&base, vec![(1024 + 120, b"x".to_vec())]).survey();
+        assert_eq!(label.is_err(), !options.contains("^metadata_csum"), "{label:?}");
+    }
 }
 
 /// The first bytes of a disk.
