@@ -89,6 +89,13 @@ fn compare(image: &Path, story: &str) {
         "{story}: {} and {bytes}",
         found.free.bytes()
     );
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().replace("<none>", "")
+    };
+    assert_eq!(found.label, field("Filesystem volume name:"), "{story}");
+    let length = field("Block count:").parse::<u64>().unwrap() * block;
+    assert_eq!(found.length, length, "{story}");
     let blkid = sh(&format!("blkid -p -s TYPE -o value {}", image.display()));
     assert_eq!(found.name, blkid.trim(), "{story}");
 }
