@@ -481,6 +481,42 @@ fn what_is_not_understood_is_refused() {
     assert!(Changed::new(&base, vec![(145, vec![9])]).survey().is_err(), "a wrong checksum");
 }
 
+/// What checksums cover is not believed where they are wrong, even where nothing else would tell; nor is a
+/// block with a right one that belongs elsewhere.
+#[test]
+fn wrong_checksums_are_errors() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = made(&dir, "330M", "-b size=1024");
+    let base = FileDisk::open(&image);
+    let root = |name| field(&image, "agf 0", name) * 1024;
+    let (bno, cnt) = (root("bnoroot"), root("cntroot"));
+    // Bytes that nobody looks at: behind the last record, in the spare part of a header, behind a list.
+    for (story, at) in
+        [("by place", bno + 1000), ("by size", cnt + 1000), ("header", 700), ("list", 2040)]
+    {
+        let mut byte = [0];
+        base.read_at(at, &mut byte).unwrap();
+        let found = Changed::new(&base, vec![(at, vec![!byte[0]])]).survey();
+        assert!(
+            matches!(&found, Err(Trouble::Damaged(why)) if why.contains("checksum")),
+            "{story}: {found:?}"
+        );
+    }
+    let second = field(&image, "sb 0", "agblocks") * 1024;
+    for (story, at, length) in [("list", 1536, 512), ("tree", bno, 1024)] {
+        let mut raw = vec![0; length];
+        base.read_at(second + at, &mut raw).unwrap();
+        let found = Changed::new(&base, vec![(at, raw)]).survey();
+        assert!(
+            matches!(&found, Err(Trouble::Damaged(why)) if why.contains("another")),
+            "{story}: {found:?}"
+        );
+    }
+}
+
 fn hostile(story: &str, changed: &Changed<'_>) {
     match changed.survey() {
         Err(Trouble::Damaged(_) | Trouble::NotKnown(_)) => {}
