@@ -318,14 +318,14 @@ fn no_flipped_bit_frees_a_block() {
     for options in ["-b size=512 -d agcount=2", "-b size=4096 -d agcount=2"] {
         let dir = tempfile::tempdir().unwrap();
         let image = version_4(&dir, "64M", options);
-        let noticed = no_flipped_bit_frees_anything(&image, 2000);
+        let noticed = no_flipped_bit_frees_anything(&image, 1000);
         eprintln!("version 4, {options}: {noticed} flips noticed");
-        assert!(noticed > 1000);
+        assert!(noticed > 500);
     }
     let dir = tempfile::tempdir().unwrap();
-    let noticed = no_flipped_bit_frees_anything(&made(&dir, "64M", "-b size=1024"), 2000);
+    let noticed = no_flipped_bit_frees_anything(&made(&dir, "64M", "-b size=1024"), 1000);
     eprintln!("version 5: {noticed} flips noticed");
-    assert!(noticed > 1000);
+    assert!(noticed > 500);
 }
 
 /// However its metadata is changed: no panic, and no more is read than metadata can be.
