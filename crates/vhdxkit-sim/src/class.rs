@@ -45,11 +45,15 @@ pub enum Class {
     Merge,
     /// Changes of metadata items, of a child's way to its parent among them.
     Items,
+    /// Giving space back, after up to four operations.
+    Compact,
+    /// Likewise, of a child.
+    ChildCompact,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
@@ -67,6 +71,8 @@ impl Class {
         Self::ChildCreate,
         Self::Merge,
         Self::Items,
+        Self::Compact,
+        Self::ChildCompact,
     ];
 
     /// For the table.
@@ -90,6 +96,8 @@ impl Class {
             Self::ChildCreate => "create a child",
             Self::Merge => "merge a child, two files",
             Self::Items => "metadata items: relink, identity",
+            Self::Compact => "compact",
+            Self::ChildCompact => "compact a child",
         }
     }
 
@@ -144,6 +152,15 @@ impl Class {
                 let start = [Start::Child, Start::ChildRecycled, Start::Fresh][index % 3];
                 Some(flushed(start, &workload::items(start), index / 3))
             }
+            Self::Compact => {
+                let starts = [Start::Fresh, Start::Recycled, Start::Fresh, Start::Border];
+                Some(compacted(starts[index % 4], index / 4))
+            }
+            Self::ChildCompact => {
+                let starts =
+                    [Start::Child, Start::ChildRecycled, Start::ChildResize, Start::ChildBorder];
+                Some(compacted(starts[index % 4], index / 4))
+            }
             Self::Epoch => {
                 let start = [Start::Recycled, Start::Fresh][index % 2];
                 // 126 entries of two sectors fill a log of 256 sectors. Each operation meets each of them.
@@ -162,6 +179,15 @@ impl Class {
             Self::Recovery | Self::Create | Self::ChildCreate => None,
         }
     }
+}
+
+/// Two to four operations, and space given back. What was cut short is used again by those that come after
+/// an earlier compaction.
+fn compacted(start: Start, index: usize) -> Workload {
+    let alphabet = workload::compactions(start);
+    let mut operations = numbered(&alphabet, index / 3, 2 + index % 3);
+    operations.push(Operation::Compact);
+    Workload { start, commits: index % 2, operations }
 }
 
 fn long(start: Start, index: usize, seed: u64) -> Workload {

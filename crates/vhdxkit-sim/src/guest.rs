@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use vhdxkit::format::Guid;
+use vhdxkit::ops::compact::{CompactOptions, compact};
 use vhdxkit::{Extent, Image, OpenOptions, Shrink};
 
 use crate::disk::{Moment, SimDisk, Window};
@@ -126,6 +127,10 @@ impl Guest {
             Operation::KillInSync(block, syncs) => self.kill_in_sync(number, block, syncs),
             Operation::Resize(size) => self.resize(number, size),
             Operation::Refill(size) => self.refill(number, size),
+            Operation::Blank(block) => self.blank(number, block),
+            Operation::Rewrite(block) => self.rewrite(number, block),
+            Operation::Compact => self.compact(number, None),
+            Operation::CompactFree(block) => self.compact(number, Some(block)),
             Operation::DiskId => self.set_disk_id(number),
             Operation::PhysicalSectorSize => self.set_physical_sector_size(number),
             Operation::Relink(length) => self.relink(number, length),
@@ -412,6 +417,49 @@ impl Guest {
             self.write(number, &[(start, end - start)])?;
         }
         self.flush(number)
+    }
+
+    /// Zeros as data: the block keeps its place.
+    fn blank(&mut self, number: usize, block: u64) -> Result<(), String> {
+        let range = self.inside(self.start.bytes_of(block));
+        self.model.put(range.clone(), 0);
+        self.begin(number);
+        let zeros = vec![0; (range.end - range.start) as usize];
+        self.image().write_at(range.start, &zeros).map_err(|e| e.to_string())
+    }
+
+    /// The guest sees no difference.
+    fn rewrite(&mut self, number: usize, block: u64) -> Result<(), String> {
+        let range = self.inside(self.start.bytes_of(block));
+        self.begin(number);
+        let mut same = vec![0; (range.end - range.start).min(MIB) as usize];
+        let image = self.image();
+        image.read_at(range.start, &mut same).map_err(|e| e.to_string())?;
+        image.write_at(range.start, &same).map_err(|e| e.to_string())
+    }
+
+    /// What is not free shows what it did, whatever stops it. Of a free block either is right.
+    fn compact(&mut self, number: usize, free: Option<u64>) -> Result<(), String> {
+        self.flush(number)?;
+        let mut options = CompactOptions::default().free_space(false);
+        if let Some(block) = free {
+            let range = self.inside(self.start.bytes_of(block));
+            if let Some(parent) = self.below.parent() {
+                // It may as well show its parent.
+                self.model.may_show(range.clone(), &parent)?;
+            }
+            self.model.put(range.clone(), 0);
+            options = options.also_free(range);
+        }
+        self.begin(number);
+        let image = self.image.take().and_then(Arc::into_inner).ok_or("it is in use")?;
+        compact(image, options, &mut ()).map_err(|e| e.to_string())?;
+        self.open()?;
+        let seen = crate::model::judge(self.image(), &self.model.expectation());
+        self.model.now_is(&seen.map_err(|e| e.to_string())?);
+        self.model.acknowledge();
+        self.begin(number);
+        Ok(())
     }
 
     fn resize(&mut self, number: usize, size: u64) -> Result<(), String> {

@@ -170,6 +170,18 @@ impl Model {
         }
     }
 
+    /// A range may be made to show what this image shows there; zeros behind its end.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn may_show(&mut self, range: Range<u64>, image: &Image) -> Result<(), String> {
+        for (offset, allowed) in self.cells.range_mut(range) {
+            let inside = *offset < image.virtual_size();
+            allowed.push(if inside { version_at(image, *offset)? } else { ZERO });
+        }
+        Ok(())
+    }
+
     /// Each sector of a range has become zeros or stayed as it was before: what the living image shows is
     /// the newest now.
     ///

@@ -60,6 +60,15 @@ impl Below {
         Self(Some(parent))
     }
 
+    /// The parent, open for reading.
+    ///
+    /// # Panics
+    /// It cannot be read.
+    #[must_use]
+    pub fn parent(&self) -> Option<Image> {
+        self.0.as_ref().map(|parent| read_only(parent).expect("a parent can be read"))
+    }
+
     /// The parent's file; an empty one for nothing.
     #[must_use]
     pub fn medium(&self) -> Medium {

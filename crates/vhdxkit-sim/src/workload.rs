@@ -66,6 +66,14 @@ pub enum Operation {
     Relink(usize),
     /// A smaller size, in bytes, and whole blocks written: what was behind the end is used again.
     Refill(u64),
+    /// Write zeros to a whole block, as data.
+    Blank(u64),
+    /// Write a whole block again with what it shows: a child has what its parent has.
+    Rewrite(u64),
+    /// Give space back, close, and open again.
+    Compact,
+    /// Likewise; nobody needs this block any more.
+    CompactFree(u64),
 }
 
 /// A start and what follows.
@@ -149,6 +157,37 @@ pub fn items(start: Start) -> Vec<Operation> {
         operations.extend([Relink(9), Relink(10), Relink(200)]);
     }
     operations.extend([Store(a), Part(b), Discard(a), Close, Kill, KillInSync(a, 1)]);
+    operations
+}
+
+/// Those of workloads that give space back.
+#[must_use]
+pub fn compactions(start: Start) -> Vec<Operation> {
+    use Operation::*;
+    let [a, b, c] = start.blocks();
+    let mut operations = vec![
+        Compact,
+        CompactFree(a),
+        CompactFree(c),
+        Store(a),
+        Store(b),
+        Part(c),
+        Zero(a),
+        Discard(b),
+        Trim(a),
+        Close,
+        Kill,
+    ];
+    if !start.is_border() {
+        operations.extend([Block(a), Block(b), Block(c), Blank(a), Blank(c)]);
+    }
+    if start.is_child() {
+        operations.extend([Rewrite(a), Rewrite(b), Complete(a)]);
+    }
+    if start == Start::Fresh {
+        // The table moves away, and back.
+        operations.push(Resize(129 << 30));
+    }
     operations
 }
 

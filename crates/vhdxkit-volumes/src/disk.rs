@@ -21,7 +21,7 @@ pub trait Disk {
 }
 
 /// A disk in memory, with sectors of 512 bytes.
-impl Disk for [u8] {
+impl Disk for Vec<u8> {
     fn size(&self) -> u64 {
         u64::try_from(self.len()).unwrap_or(u64::MAX)
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::Trouble;
+use crate::bytes::zero_runs;
 
 /// So many ranges are kept; that is 64 MiB.
 const MOST_RANGES: usize = 4 << 20;
@@ -27,6 +28,22 @@ impl FreeMap {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// The first free byte in `range`.
+    pub(crate) fn first_within(&self, range: &Range<u64>) -> Option<u64> {
+        let next = self.ranges.partition_point(|free| free.end <= range.start);
+        let start = self.ranges.get(next)?.start.max(range.start);
+        (start < range.end).then_some(start)
+    }
+}
+
+/// How many units there are, and where: the first unit begins at byte `base`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Units {
+    pub(crate) base: u64,
+    /// Bytes.
+    pub(crate) unit: u64,
+    pub(crate) count: u64,
 }
 
 /// Collects free ranges, in ascending order.
@@ -78,12 +95,36 @@ impl FreeMapBuilder {
         Ok(())
     }
 
+    /// Adds the units whose bits are 0 in a piece of a bitmap that begins with the bit of unit `first`.
+    pub(crate) fn add_bitmap(
+        &mut self,
+        units: Units,
+        first: u64,
+        piece: &[u8],
+    ) -> Result<(), Trouble> {
+        let byte = |bit: u64| {
+            let number = first.checked_add(bit)?;
+            number.checked_mul(units.unit)?.checked_add(units.base)
+        };
+        for run in zero_runs(piece, units.count.saturating_sub(first)) {
+            let range = byte(run.start).zip(byte(run.end)).map(|(start, end)| start..end);
+            self.add(range.ok_or_else(|| Trouble::damaged("it reaches over 2^64 bytes"))?)?;
+        }
+        Ok(())
+    }
+
     fn push(&mut self, range: Range<u64>) {
         let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
-        while self.map.ranges.len() >= self.most {
-            self.least = self.least.saturating_mul(2).max(4096);
-            let least = self.least;
-            self.map.ranges.retain(|range| length(range) >= least);
+        if self.map.ranges.len() >= self.most {
+            // Half of the room at least, so that this is rare.
+            loop {
+                let least = self.least;
+                self.map.ranges.retain(|range| length(range) >= least);
+                if self.map.ranges.len() <= self.most / 2 {
+                    break;
+                }
+                self.least = least.saturating_mul(2).max(4096);
+            }
         }
         // It may grow yet: short ones are dropped when room is needed.
         self.map.ranges.push(range);
@@ -115,7 +156,7 @@ mod tests {
 
     #[test]
     fn too_many_ranges_lose_the_smallest_and_stay_counted() {
-        let mut builder = FreeMapBuilder::with_room_for(1 << 40, 10);
+        let mut builder = FreeMapBuilder::with_room_for(1 << 40, 20);
         let mut bytes = 0;
         for n in 0..1000u64 {
             let start = n << 20;
@@ -124,7 +165,7 @@ mod tests {
             bytes += length;
         }
         let map = builder.finish();
-        assert!(map.ranges().len() <= 10);
+        assert!(map.ranges().len() <= 20);
         assert_eq!(map.bytes(), bytes);
         assert!(map.ranges().iter().any(|range| range.end - range.start == 1 << 19));
     }

@@ -11,6 +11,7 @@
 //! * [`partitions`]: MBR with logical partitions, GPT with its second copy.
 //! * [`recognise`]: which file system begins at a place, by its first bytes.
 //! * [`survey`](fn@survey): which bytes of a file system are free, and whether it says so cleanly.
+//! * [`volumes`]: all of that for a whole disk, and who is believed.
 //!
 //! One module for each family of file systems; `free.rs` is what they all fill, `bytes.rs` how they read.
 #![cfg_attr(
@@ -35,10 +36,12 @@ mod ext;
 mod fat;
 mod free;
 mod ntfs;
+mod own;
 mod partitions;
 mod recognise;
 mod survey;
 mod swap;
+mod volumes;
 mod xfs;
 
 pub use disk::{Disk, Window};
@@ -46,3 +49,4 @@ pub use free::{FreeMap, FreeMapBuilder};
 pub use partitions::{Partition, PartitionType, end_of_last, partitions};
 pub use recognise::{FileSystem, recognise};
 pub use survey::{Survey, Trouble, survey};
+pub use volumes::{Volume, volumes};

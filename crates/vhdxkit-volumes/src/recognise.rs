@@ -4,7 +4,11 @@ use std::io::Result;
 use std::ops::Range;
 
 use crate::Disk;
-use crate::bytes::{be32_at, be64_at, u16_at, u32_at, u64_at};
+use crate::bytes::{be32_at, be64_at, u8_at, u16_at, u32_at, u64_at};
+use crate::swap::is_swap;
+
+/// So far from its start a file system is recognised.
+const FIRST_BYTES: usize = 72 << 10;
 
 /// A file system on a disk or a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,57 +28,130 @@ pub struct FileSystem {
 /// # Errors
 /// The disk cannot be read.
 pub fn recognise(disk: &dyn Disk, range: Range<u64>) -> Result<Option<FileSystem>> {
-    let room = range.end.min(disk.size()).saturating_sub(range.start);
-    let mut start = vec![0; 72 << 10];
-    let length = usize::try_from(room).unwrap_or(usize::MAX).min(start.len());
+    let start = first_bytes(disk, &range)?;
+    let found = SIGNATURES.iter().find(|signature| (signature.is_there)(&start));
+    Ok(found.map(|signature| FileSystem {
+        name: signature.name,
+        end: (signature.end)(&start).unwrap_or_else(|| room(disk, &range)),
+        needs_recovery: signature.name == "ext4" && u32_at(&start, 0x460) & 4 != 0,
+    }))
+}
+
+/// The names of all file systems whose signatures lie where `range` of the disk begins. More than one means
+/// that something has survived there from earlier days, or was put there: nobody can tell which of them to
+/// believe, and whoever writes by the wrong one destroys the other.
+///
+/// # Errors
+/// The disk cannot be read.
+pub(crate) fn signatures(disk: &dyn Disk, range: Range<u64>) -> Result<Vec<&'static str>> {
+    let start = first_bytes(disk, &range)?;
+    let found = SIGNATURES.iter().filter(|signature| (signature.is_there)(&start));
+    Ok(found.map(|signature| signature.name).collect())
+}
+
+/// What recognises a file system.
+struct Signature {
+    name: &'static str,
+    is_there: fn(&[u8]) -> bool,
+    /// The byte behind it, counted from its start; `None` when it does not say.
+    end: fn(&[u8]) -> Option<u64>,
+}
+
+/// The first that is there gives the name.
+const SIGNATURES: [Signature; 11] = [
+    Signature { name: "ext4", is_there: is_ext, end: end_of_ext },
+    Signature { name: "XFS", is_there: |start| start.starts_with(b"XFSB"), end: end_of_xfs },
+    Signature {
+        name: "btrfs",
+        is_there: |start| at(start, 0x10040).starts_with(b"_BHRfS_M"),
+        end: |start| Some(u64_at(start, 0x10070)),
+    },
+    Signature {
+        name: "NTFS",
+        is_there: |start| at(start, 3).starts_with(b"NTFS    "),
+        end: |start| sectors(u64_at(start, 0x28).saturating_add(1), u16_at(start, 0xB).into()),
+    },
+    Signature {
+        name: "exFAT",
+        is_there: |start| at(start, 3).starts_with(b"EXFAT   "),
+        end: |start| {
+            let sector = 1u64.checked_shl(u8_at(start, 0x6C).into()).unwrap_or(512);
+            sectors(u64_at(start, 0x48), sector)
+        },
+    },
+    Signature { name: "FAT", is_there: is_fat, end: end_of_fat },
+    Signature { name: "LVM", is_there: is_lvm, end: |_| None },
+    Signature {
+        name: "BitLocker",
+        is_there: |start| at(start, 3).starts_with(b"-FVE-FS-"),
+        end: |_| None,
+    },
+    Signature { name: "LUKS", is_there: |start| start.starts_with(b"LUKS\xBA\xBE"), end: |_| None },
+    Signature {
+        name: "ReFS",
+        is_there: |start| at(start, 3).starts_with(b"ReFS\0"),
+        end: |_| None,
+    },
+    Signature { name: "swap", is_there: is_swap, end: |_| None },
+];
+
+fn first_bytes(disk: &dyn Disk, range: &Range<u64>) -> Result<Vec<u8>> {
+    let mut start = vec![0; FIRST_BYTES];
+    let length = usize::try_from(room(disk, range)).unwrap_or(usize::MAX).min(start.len());
     if length > 0 {
         disk.read_at(range.start, start.get_mut(..length).unwrap_or_default())?;
     }
-    Ok(by_first_bytes(&start, room))
+    Ok(start)
 }
 
-fn by_first_bytes(start: &[u8], room: u64) -> Option<FileSystem> {
-    let at = |offset: usize| start.get(offset..).unwrap_or_default();
-    let found = |name, end: u64| Some(FileSystem { name, end, needs_recovery: false });
-    if at(0x438).starts_with(&[0x53, 0xEF]) {
-        let blocks = u64::from(u32_at(at(0x404), 0)) | u64::from(u32_at(at(0x550), 0)) << 32;
-        let size = 1024u64.checked_shl(u32_at(at(0x418), 0)).unwrap_or(room);
-        let needs_recovery = u32_at(at(0x460), 0) & 4 != 0;
-        Some(FileSystem { name: "ext4", end: blocks.saturating_mul(size), needs_recovery })
-    } else if at(0).starts_with(b"XFSB") {
-        let block = u64::from(be32_at(start, 4));
-        found("XFS", be64_at(start, 8).saturating_mul(block))
-    } else if at(0x10040).starts_with(b"_BHRfS_M") {
-        found("btrfs", u64_at(at(0x10070), 0))
-    } else if at(3).starts_with(b"NTFS    ") {
-        let sector = u64::from(u16_at(at(0xB), 0));
-        found("NTFS", u64_at(at(0x28), 0).saturating_add(1).saturating_mul(sector))
-    } else if at(3).starts_with(b"EXFAT   ") {
-        let sector = 1u64.checked_shl(u32::from(at(0x6C).first().copied().unwrap_or(9)));
-        found("exFAT", u64_at(at(0x48), 0).saturating_mul(sector.unwrap_or(512)))
-    } else if is_fat(start) {
-        let sectors = match u16_at(at(0x13), 0) {
-            0 => u64::from(u32_at(at(0x20), 0)),
-            few => u64::from(few),
-        };
-        found("FAT", sectors.saturating_mul(u64::from(u16_at(at(0xB), 0))))
-    } else if at(0x218).starts_with(b"LVM2 001") {
-        found("LVM", room)
-    } else if at(3).starts_with(b"-FVE-FS-") {
-        found("BitLocker", room)
-    } else if at(0).starts_with(b"LUKS\xBA\xBE") {
-        found("LUKS", room)
-    } else if at(3).starts_with(b"ReFS\0") {
-        found("ReFS", room)
-    } else if at(0xFF6).starts_with(b"SWAPSPACE2") {
-        found("swap", room)
-    } else {
-        None
-    }
+fn room(disk: &dyn Disk, range: &Range<u64>) -> u64 {
+    range.end.min(disk.size()).saturating_sub(range.start)
+}
+
+fn at(start: &[u8], offset: usize) -> &[u8] {
+    start.get(offset..).unwrap_or_default()
+}
+
+fn sectors(count: u64, size: u64) -> Option<u64> {
+    Some(count.saturating_mul(size))
+}
+
+/// Its magic number has two bytes only, which may stand in anything that boots: some other numbers must be
+/// such as can be.
+fn is_ext(start: &[u8]) -> bool {
+    let (inodes, blocks, log_block) =
+        (u32_at(start, 0x400), end_of_ext(start), u32_at(start, 0x418));
+    at(start, 0x438).starts_with(&[0x53, 0xEF])
+        && inodes != 0
+        && blocks != Some(0)
+        && log_block <= 6
+}
+
+fn end_of_ext(start: &[u8]) -> Option<u64> {
+    // The upper half counts where the feature 64bit is on.
+    let high = if u32_at(start, 0x460) & 0x80 == 0 { 0 } else { u32_at(start, 0x550) };
+    let blocks = u64::from(u32_at(start, 0x404)) | u64::from(high) << 32;
+    Some(blocks.saturating_mul(1024u64.checked_shl(u32_at(start, 0x418))?))
+}
+
+fn end_of_xfs(start: &[u8]) -> Option<u64> {
+    sectors(be64_at(start, 8), be32_at(start, 4).into())
 }
 
 fn is_fat(start: &[u8]) -> bool {
-    let at = |offset: usize| start.get(offset..).unwrap_or_default();
-    at(510).starts_with(&[0x55, 0xAA])
-        && (at(0x36).starts_with(b"FAT") || at(0x52).starts_with(b"FAT32"))
+    at(start, 510).starts_with(&[0x55, 0xAA])
+        && (at(start, 0x36).starts_with(b"FAT") || at(start, 0x52).starts_with(b"FAT32"))
+}
+
+fn end_of_fat(start: &[u8]) -> Option<u64> {
+    let count = match u16_at(start, 0x13) {
+        0 => u32_at(start, 0x20).into(),
+        few => few.into(),
+    };
+    sectors(count, u16_at(start, 0xB).into())
+}
+
+/// Its label may be in any of the first four sectors.
+fn is_lvm(start: &[u8]) -> bool {
+    [0x018, 0x218, 0x418, 0x618].into_iter().any(|label| at(start, label).starts_with(b"LVM2 001"))
 }

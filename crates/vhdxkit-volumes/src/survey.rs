@@ -3,7 +3,8 @@
 use std::io;
 use std::ops::Range;
 
-use crate::{Disk, FreeMap, Window, recognise};
+use crate::recognise::signatures;
+use crate::{Disk, FreeMap, Window};
 use crate::{btrfs, exfat, ext, fat, ntfs, swap, xfs};
 
 /// What a file system says about its space.
@@ -56,8 +57,12 @@ impl Trouble {
 /// [`Trouble`]: then everything in `range` counts as in use.
 pub fn survey(disk: &dyn Disk, range: Range<u64>) -> Result<Survey, Trouble> {
     let window = Window::new(disk, range.clone());
-    let found = recognise(disk, range).map_err(Trouble::Io)?;
-    match found.map(|found| found.name) {
+    let found = signatures(disk, range).map_err(Trouble::Io)?;
+    if found.len() > 1 {
+        let all = found.join(" and ");
+        return Err(Trouble::not_known(format!("it has the signatures of {all} at once")));
+    }
+    match found.first().copied() {
         Some("ext4") => ext::survey(&window),
         Some("XFS") => xfs::survey(&window),
         Some("btrfs") => btrfs::survey(&window),

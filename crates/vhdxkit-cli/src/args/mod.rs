@@ -6,6 +6,7 @@ mod making;
 mod mounting;
 #[cfg(target_os = "linux")]
 mod serving;
+mod space;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ pub(crate) use making::{
 pub(crate) use mounting::{MountArgs, UnmountArgs};
 #[cfg(target_os = "linux")]
 pub(crate) use serving::{PlaceArgs, ServeArgs};
+pub(crate) use space::{CompactArgs, FreeSpaceName, LsArgs};
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -32,6 +34,7 @@ Examples:
   vhdx check disk.vhdx                everything that is wrong with it
   vhdx create disk.vhdx 64G           a new disk
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
+  vhdx compact disk.vhdx              the file has grown: give space back
   vhdx merge newest.avhdx             fold a checkpoint into its parent
   vhdx relink work.avhdx --parent P   repair a link to a parent that was moved
   vhdx serve disk.vhdx                a disk for a virtual machine, by NBD
@@ -138,6 +141,27 @@ A crash leaves the old size or the new one. Cutting off data, or part of a parti
 After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size \
 that holds everything, comes with compaction.")]
     Resize(ResizeArgs),
+    /// Give back the space that a disk holds without need: the file becomes shorter.
+    #[command(before_help = "\
+Examples:
+  vhdx compact -n ext4.vhdx             what would be given back; changes nothing
+  vhdx compact ext4.vhdx                give it back, in place
+  vhdx compact --free-space none d.vhdx zeros and trimmed blocks only
+
+For disks of WSL, Docker, Hyper-V and others that only ever grow. Shut the machine down first (`wsl --shutdown`). \
+The free-space maps of the file systems on the disk are read (NTFS, ext2 to ext4, XFS, btrfs, FAT, exFAT, \
+swap; with partitions or without), if they were left in good order. Whatever stops it, even a power \
+failure: the disk is whole, and the same command goes on. Of a checkpoint goes what its parent shows the \
+same. A fixed disk has nothing to give.")]
+    Compact(CompactArgs),
+    /// List the partitions and file systems of a disk: how full they are, and whether they are in order.
+    #[command(before_help = "\
+Examples:
+  vhdx ls disk.vhdx
+  vhdx ls --json newest.avhdx | jq '.[].free'
+
+A dirty log is replayed in memory; nothing is changed.")]
+    Ls(LsArgs),
     /// Fold a child (a checkpoint) into its parent.
     #[command(before_help = "\
 Examples:
@@ -276,6 +300,9 @@ impl Command {
             Self::Create(_) => "any file; no unfinished image was left behind",
             Self::Write(_) => {
                 "anything outside of the range; what earlier flushes made durable is safe"
+            }
+            Self::Compact(_) => {
+                "what the guest has stored; the disk is whole, and compacting again goes on"
             }
             Self::Resize(_) => "the guest's data; the disk has its old size or the new one",
             Self::Merge(_) => {

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use vhdxkit::OpenOptions;
 use vhdxkit::chain::images_in;
+use vhdxkit::format::Guid;
 
 /// Refuses an image that images beside it build on; `refusal` puts their names into a sentence.
 pub(super) fn require_no_children(
@@ -14,6 +15,15 @@ pub(super) fn require_no_children(
     let image = OpenOptions::new().without_parents().open(path)?;
     let identity = image.headers().current().data_write_guid;
     drop(image);
+    require_none_builds_on(path, identity, refusal)
+}
+
+/// Likewise for an image of this identity.
+pub(super) fn require_none_builds_on(
+    path: &Path,
+    identity: Guid,
+    refusal: impl FnOnce(&str) -> String,
+) -> anyhow::Result<()> {
     // Behind a link they lie where the image itself does.
     let path = if path.is_symlink() { path.canonicalize()? } else { path.to_owned() };
     let found = images_in(path.parent().unwrap_or_else(|| Path::new(".")));

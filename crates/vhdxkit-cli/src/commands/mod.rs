@@ -6,6 +6,7 @@ mod attach;
 mod busy;
 mod check;
 mod children;
+mod compact;
 mod compare;
 mod convert;
 mod create;
@@ -15,6 +16,7 @@ mod info;
 mod log_extract;
 mod log_replay;
 mod log_show;
+mod ls;
 mod map;
 mod measure;
 mod merge;
@@ -63,6 +65,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Write(args) => write::run(&args, context).map(done),
         Command::Resize(args) => resize::run(&args, context).map(done),
         Command::Measure(args) => measure::run(&args, context).map(done),
+        Command::Compact(args) => compact::run(&args, context).map(done),
+        Command::Ls(args) => ls::run(&args, context).map(done),
         Command::Merge(args) => merge::run(&args, context).map(done),
         Command::Relink(args) => relink::run(&args, context).map(done),
         Command::Set(args) => set::run(&args, context).map(done),

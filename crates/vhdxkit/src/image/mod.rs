@@ -35,6 +35,7 @@ pub use extents::{Extent, ExtentState, Extents};
 pub(crate) use layout::Layout;
 pub(crate) use open::{DirtyLog, Recovered, open_layer, open_layer_for_writing, read_image_parts};
 pub(crate) use relative::{folder_of, paths as parent_paths, paths_from};
+pub(crate) use write::GivenUp;
 use write::Writer;
 pub use write::{ResizeReport, Shrink};
 
@@ -94,7 +95,7 @@ impl Image {
     }
 
     /// The rules for BAT entries, with the file as long as it is now.
-    fn rules_now(&self) -> EntryRules {
+    pub(crate) fn entry_rules(&self) -> EntryRules {
         let file_size = self.writer.as_deref().map_or(self.rules.file_size, Writer::length);
         EntryRules { file_size, ..self.rules }
     }
@@ -221,7 +222,7 @@ impl Image {
             return Ok(None);
         }
         let raw = self.bat_entry(self.geometry.bitmap_index(chunk))?;
-        Ok(self.rules_now().bitmap(chunk, raw)?)
+        Ok(self.entry_rules().bitmap(chunk, raw)?)
     }
 
     /// The sector bitmap of a partially present block.

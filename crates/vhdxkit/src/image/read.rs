@@ -144,7 +144,7 @@ impl Image {
     /// Where a payload block lies.
     pub(crate) fn block(&self, block: u64) -> Result<Block> {
         let raw = self.bat.entry(self.geometry.payload_index(block))?;
-        Ok(self.rules_now().payload(block, raw)?)
+        Ok(self.entry_rules().payload(block, raw)?)
     }
 
     pub(crate) fn require_inside(&self, offset: u64, length: u64) -> Result<()> {

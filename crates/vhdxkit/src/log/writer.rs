@@ -118,6 +118,11 @@ impl LogWriter {
         self.epoch.is_some_and(|epoch| epoch.live)
     }
 
+    /// Whether the present epoch holds an entry beside the empty one.
+    pub(crate) fn has_entries(&self) -> bool {
+        self.epoch.is_some_and(|epoch| epoch.next > FIRST_REAL)
+    }
+
     /// How many changes the next entry can carry.
     pub(crate) fn room(&self) -> usize {
         let next = self.epoch.map_or(FIRST_REAL, |epoch| epoch.next);
@@ -129,8 +134,7 @@ impl LogWriter {
 
     /// Whether an entry of `changes` has to wait for a new epoch.
     pub(crate) fn must_change(&self, changes: usize) -> bool {
-        let has_entries = self.epoch.is_some_and(|epoch| epoch.next > FIRST_REAL);
-        has_entries && changes.min(MOST_DESCRIPTORS) > self.room()
+        self.has_entries() && changes.min(MOST_DESCRIPTORS) > self.room()
     }
 
     /// Writes an entry that carries `changes`, as many as there is [`room`](Self::room) for. It counts

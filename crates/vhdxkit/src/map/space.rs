@@ -186,6 +186,20 @@ impl Space {
         self.cut(start, self.block)
     }
 
+    /// Space for a payload block that begins before a file offset, lowest first.
+    pub(crate) fn allocate_block_below(&mut self, limit: u64) -> Option<Place> {
+        let start = self.fitting.first().copied().filter(|start| *start < limit)?;
+        self.cut(start, self.block)
+    }
+
+    /// Space of any length (a multiple of 1 MiB) that begins before a file offset, lowest first.
+    pub(crate) fn allocate_below(&mut self, length: u64, limit: u64) -> Option<Place> {
+        let fits = |start: u64, free: &Free| free.end.saturating_sub(start) >= length;
+        let mut below = self.free.range(..limit);
+        let start = below.find(|(start, free)| fits(**start, free)).map(|(s, _)| *s)?;
+        self.cut(start, length)
+    }
+
     /// Space of any length (a multiple of 1 MiB), lowest first.
     pub(crate) fn allocate(&mut self, length: u64) -> Option<Place> {
         let fits = |start: u64, free: &Free| free.end.saturating_sub(start) >= length;

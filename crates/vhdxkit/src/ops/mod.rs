@@ -1,6 +1,7 @@
 //! What people do with images: one file, one task each, on top of everything else.
 
 pub mod check;
+pub mod compact;
 pub mod compare;
 pub mod disk;
 pub mod export;

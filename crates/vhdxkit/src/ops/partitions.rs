@@ -1,26 +1,38 @@
 //! What is on an image's disk: [`vhdxkit_volumes`], over an [`Image`].
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 
-pub use vhdxkit_volumes::{FileSystem, Partition, PartitionType};
+pub use vhdxkit_volumes::{FileSystem, FreeMap, Partition, PartitionType, Survey, Trouble, Volume};
 
 use crate::{Error, Image, Result};
 
 /// An image's disk, to be taken apart.
-struct OnDisk<'a>(&'a Image);
+struct OnDisk<'a> {
+    image: &'a Image,
+    read: Cell<u64>,
+}
+
+impl<'a> OnDisk<'a> {
+    fn new(image: &'a Image) -> Self {
+        Self { image, read: Cell::new(0) }
+    }
+}
 
 impl vhdxkit_volumes::Disk for OnDisk<'_> {
     fn size(&self) -> u64 {
-        self.0.virtual_size()
+        self.image.virtual_size()
     }
 
     fn sector_size(&self) -> u32 {
-        self.0.geometry().logical_sector_size()
+        self.image.geometry().logical_sector_size()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buf).map_err(io::Error::other)
+        let length = u64::try_from(buf.len()).unwrap_or(u64::MAX);
+        self.read.set(self.read.get().saturating_add(length));
+        self.image.read_at(offset, buf).map_err(io::Error::other)
     }
 }
 
@@ -37,7 +49,7 @@ fn own(error: io::Error) -> Error {
 /// # Errors
 /// The disk cannot be read.
 pub fn partitions(image: &Image) -> Result<Vec<Partition>> {
-    vhdxkit_volumes::partitions(&OnDisk(image)).map_err(own)
+    vhdxkit_volumes::partitions(&OnDisk::new(image)).map_err(own)
 }
 
 /// The byte behind the last partition: see [`vhdxkit_volumes::end_of_last`].
@@ -45,7 +57,7 @@ pub fn partitions(image: &Image) -> Result<Vec<Partition>> {
 /// # Errors
 /// The disk cannot be read.
 pub fn end_of_last(image: &Image) -> Result<Option<u64>> {
-    vhdxkit_volumes::end_of_last(&OnDisk(image)).map_err(own)
+    vhdxkit_volumes::end_of_last(&OnDisk::new(image)).map_err(own)
 }
 
 /// The file system that fills a disk without partitions, as WSL's disks have it: see
@@ -62,5 +74,20 @@ pub fn whole_disk_file_system(image: &Image) -> Result<Option<FileSystem>> {
 /// # Errors
 /// The disk cannot be read.
 pub fn file_system(image: &Image, range: Range<u64>) -> Result<Option<FileSystem>> {
-    vhdxkit_volumes::recognise(&OnDisk(image), range).map_err(own)
+    vhdxkit_volumes::recognise(&OnDisk::new(image), range).map_err(own)
+}
+
+/// Everything on a disk, with the free space of its file systems: see [`vhdxkit_volumes::volumes`].
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn volumes(image: &Image) -> Result<Vec<Volume>> {
+    volumes_counted(image).map(|(volumes, _)| volumes)
+}
+
+/// [`volumes`], and how many bytes of the disk were read for it.
+pub(crate) fn volumes_counted(image: &Image) -> Result<(Vec<Volume>, u64)> {
+    let disk = OnDisk::new(image);
+    let found = vhdxkit_volumes::volumes(&disk).map_err(own)?;
+    Ok((found, disk.read.get()))
 }

@@ -38,7 +38,7 @@ pub(super) struct Publication {
     pub(super) place: Option<Place>,
     /// Space that it gives up.
     pub(super) dropped: Option<Range<u64>>,
-    /// Until now the block read as its parent's bytes, not as zeros.
+    /// Until now the block read as other bytes than zeros: its parent's, or its own in another place.
     pub(super) covers_parent: bool,
 }
 

@@ -210,6 +210,9 @@ impl Writer {
 
     /// Extends the file while there is a sync to come that makes the length durable anyway.
     fn extend_ahead(&self, state: &mut super::State) {
+        if state.never_grows {
+            return;
+        }
         let block = state.space.block();
         let wanted = state.unplaced.saturating_mul(block);
         if let Some(length) = state.space.step_ahead(wanted) {
@@ -296,6 +299,18 @@ impl Writer {
         let held = std::mem::take(&mut state.held);
         state.retired.extend(held.into_iter().map(|range| (generation, range)));
         Ok(())
+    }
+
+    /// Everything logged goes in place, under a new epoch: what entries of the last one wrote to is free.
+    pub(super) fn end_epoch(&self) -> Result<()> {
+        let mut log = self.log();
+        self.require_usable()?;
+        // Never an epoch without a real entry after another (rule F2).
+        if log.has_entries() && !self.state().held.is_empty() {
+            self.change_epoch(&mut log)?;
+        }
+        drop(log);
+        self.reap()
     }
 
     /// Makes everything written so far durable. A failure must poison the handle.

@@ -183,7 +183,7 @@ impl Image {
     }
 
     /// The place that a block without contents has kept.
-    fn kept_place(&self, block: u64) -> Result<Option<Range<u64>>> {
+    pub(super) fn kept_place(&self, block: u64) -> Result<Option<Range<u64>>> {
         let raw = self.bat.entry(self.geometry.payload_index(block))?;
         let length = u64::from(self.geometry.block_size());
         Ok(self.rules.owned(raw).map(|offset| offset..offset.saturating_add(length)))

@@ -8,7 +8,7 @@
 //! * `payload`: bytes and zeros into the file. `sectors`: blocks of a child that hold only some of their sectors.
 //! * `commit`: what a flush does: one log entry for all changes of the mapping so far, one sync.
 //! * `session`: the first write of all, and the clean close.
-//! * `resize`: another size. `items`: other metadata, such as the parent locator.
+//! * `compact`: blocks lose their places, or change them. `resize`: another size. `items`: other metadata, such as the parent locator.
 //!
 //! # What makes a mapping change safe
 //! A block's new entry is published (seen by readers, taken by the next commit) only when the payload
@@ -29,6 +29,7 @@
 
 mod blocks;
 mod commit;
+mod compact;
 mod guest;
 mod items;
 mod payload;
@@ -50,6 +51,7 @@ use crate::view::headers::HeaderPair;
 use crate::{Error, Result};
 
 use commit::Group;
+pub(crate) use compact::GivenUp;
 pub use resize::{ResizeReport, Shrink};
 
 /// Open for writing, nothing changed yet.
@@ -112,6 +114,8 @@ struct State {
     placed: u64,
     /// Blocks that may still be given a place.
     unplaced: u64,
+    /// Space is being given back: the file is not extended ahead of need.
+    never_grows: bool,
 }
 
 impl Writer {
@@ -150,6 +154,7 @@ impl Writer {
                 exposed: 0,
                 placed: 0,
                 unplaced: 0,
+                never_grows: false,
             }),
             opened: Condvar::new(),
             group: Group::default(),

@@ -28,7 +28,7 @@ use crate::error::Repr;
 use crate::findings::Findings;
 use crate::format::bat::{ENTRY_LENGTH, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK};
 use crate::format::metadata::VIRTUAL_DISK_SIZE;
-use crate::format::region::{BAT_REGION, RegionTableEntry, encode_table};
+use crate::format::region::{RegionTableEntry, encode_table};
 use crate::format::{LOG_SECTOR, LOG_SECTOR_LEN, REGION_TABLE_OFFSETS};
 use crate::image::Image;
 use crate::image::layout::region_length;
@@ -338,13 +338,13 @@ impl Image {
         Ok(Region { offset: place.offset, length, ..self.regions.bat() })
     }
 
-    /// Changes both region tables in memory.
-    fn stage_region(&self, writer: &Writer, bat: Region) -> Result<()> {
+    /// Changes a region in both region tables, in memory.
+    pub(super) fn stage_region(&self, writer: &Writer, changed: Region) -> Result<()> {
         let entries: Vec<RegionTableEntry> = self
             .regions
             .all()
             .iter()
-            .map(|region| if region.guid == BAT_REGION { bat } else { *region })
+            .map(|region| if region.guid == changed.guid { changed } else { *region })
             .map(|region| RegionTableEntry {
                 guid: region.guid,
                 file_offset: U64::new(region.offset),
@@ -438,7 +438,7 @@ impl Added {
 }
 
 /// Calls `visit` with everything in a range of the file that is no hole, in pieces of `buf`.
-fn for_each_data(
+pub(super) fn for_each_data(
     file: &dyn Storage,
     range: Range<u64>,
     buf: &mut [u8],

@@ -250,6 +250,11 @@ impl Writer {
             log.retire(storage)?;
             self.sync(log)?;
             log.headers().put_second(storage)?;
+            // No entry writes to it any more.
+            let generation = self.pins.generation();
+            let mut state = self.state();
+            let held = std::mem::take(&mut state.held);
+            state.retired.extend(held.into_iter().map(|range| (generation, range)));
         }
         self.reap()?;
         self.cut();

@@ -1,0 +1,207 @@
+//! `vhdx compact`.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use vhdxkit::ops::Progress;
+use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan};
+use vhdxkit::{ErrorKind, OpenOptions};
+
+use super::Context;
+use super::children::require_none_builds_on;
+use super::ls;
+use super::write::warn_of_change_tracking;
+use crate::args::{CompactArgs, FreeSpaceName};
+use crate::console::{Bar, count, print_json, size, stop_on_signal};
+
+pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
+    let path = &args.image;
+    let name = path.display().to_string();
+    let failed = || format!("cannot compact {name}");
+    let options = CompactOptions::default()
+        .free_space(args.free_space == FreeSpaceName::Auto)
+        .assume_clean(args.assume_clean);
+    stop_on_signal();
+    if args.dry_run {
+        let image = args.parents.over(OpenOptions::new()).open(path)?;
+        let mut bar = Bar::new("looking", image.file_size(), context.quiet);
+        let plan = plan(&image, &options, &mut bar).with_context(failed)?;
+        drop(bar);
+        return match context.json {
+            true => print_json(&as_json(&plan, plan.file_size, None, &[])),
+            false => print_plan(&mut io::stdout().lock(), &name, &plan),
+        };
+    }
+    let image = args.parents.over(OpenOptions::new().write(true)).open(path)?;
+    let identity = image.headers().current().data_write_guid;
+    let tracking = warn_of_change_tracking(path);
+    let mut watch = Watch {
+        path,
+        identity,
+        force: args.force,
+        context,
+        bar: Bar::new("looking", image.file_size(), context.quiet),
+        refused: None,
+    };
+    let done = compact(image, options, &mut watch);
+    let Watch { bar, refused, .. } = watch;
+    drop(bar);
+    if let Some(refusal) = refused {
+        return Err(refusal.context(failed()));
+    }
+    let report = done.map_err(|error| {
+        let stopped = error.kind() == ErrorKind::Cancelled;
+        let error = anyhow::Error::new(error).context(failed());
+        if stopped {
+            error.context("stopped; the same command goes on with the rest")
+        } else {
+            error
+        }
+    })?;
+    if context.json {
+        let after = report.bytes_after;
+        return print_json(&as_json(&report.plan, report.bytes_before, Some(after), &tracking));
+    }
+    let mut out = io::stdout().lock();
+    let (before, after) = (report.bytes_before, report.bytes_after);
+    match before.saturating_sub(after) {
+        0 => writeln!(out, "{name}: nothing to give back; the file is as long as before")?,
+        given => writeln!(
+            out,
+            "{name}: {} given back: {} before, {} now",
+            size(given),
+            size(before),
+            size(after)
+        )?,
+    }
+    Ok(())
+}
+
+/// What happens while a disk is compacted: told, and stopped where others would be lost.
+struct Watch<'a> {
+    path: &'a Path,
+    identity: vhdxkit::format::Guid,
+    force: bool,
+    context: Context,
+    bar: Bar,
+    refused: Option<anyhow::Error>,
+}
+
+impl Progress for Watch<'_> {
+    fn advance(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.bar.advance(bytes)
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn planned(&mut self, plan: &Plan) -> ControlFlow<()> {
+        if let Err(refusal) = self.judge(plan) {
+            self.refused = Some(refusal);
+            return ControlFlow::Break(());
+        }
+        self.bar = Bar::new("giving back", plan.released_bytes(), self.context.quiet);
+        ControlFlow::Continue(())
+    }
+}
+
+impl Watch<'_> {
+    fn judge(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        if !self.context.json {
+            print_plan(&mut io::stderr().lock(), &self.path.display().to_string(), plan)?;
+        }
+        if plan.is_visible() && !self.force {
+            require_none_builds_on(self.path, self.identity, |children| {
+                format!(
+                    "{children} would not know it any more when free blocks go: compact the newest checkpoint \
+                     instead, or give back zeros only (--free-space none); --force does it all the same"
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn tally_json(tally: Tally) -> Value {
+    json!({ "blocks": tally.blocks, "bytes": tally.bytes })
+}
+
+fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) -> Value {
+    json!({
+        "changed": after.is_some() && plan.has_work(),
+        "dry_run": after.is_none(),
+        "bytes_before": before,
+        "bytes_after": after.unwrap_or(plan.file_size_after),
+        "released": {
+            "zero": tally_json(plan.zero),
+            "free": tally_json(plan.free),
+            "like_parent": tally_json(plan.like_parent),
+            "trimmed": tally_json(plan.trimmed),
+            "sector_bitmaps": tally_json(plan.sector_bitmaps),
+        },
+        "unowned": plan.unowned,
+        "blocks": tally_json(plan.placed),
+        "damaged_blocks": plan.damaged,
+        "bytes_read": plan.bytes_read,
+        "visible_to_guest": plan.is_visible(),
+        "volumes": plan.volumes.iter().map(ls::as_json).collect::<Vec<_>>(),
+        "change_tracking": tracking,
+    })
+}
+
+fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()> {
+    let given = plan.file_size.saturating_sub(plan.file_size_after);
+    let (now, after) = (size(plan.file_size), size(plan.file_size_after));
+    match plan.has_work() {
+        true => {
+            writeln!(out, "{name}: {now} now, about {after} afterwards ({} less)", size(given))?
+        }
+        false => writeln!(out, "{name}: {now}; there is nothing to give back")?,
+    }
+    for (what, tally) in [
+        ("free space of its file systems", plan.free),
+        ("zeros", plan.zero),
+        ("as its parent shows it", plan.like_parent),
+        ("trimmed by the guest", plan.trimmed),
+        ("sector bitmaps without use", plan.sector_bitmaps),
+    ] {
+        if tally.blocks > 0 {
+            let blocks = count(tally.blocks, "block", "blocks");
+            writeln!(out, "  {what:<32}{:>9}  {blocks}", size(tally.bytes))?;
+        }
+    }
+    if plan.unowned > 0 {
+        writeln!(out, "  {:<32}{:>9}", "gaps that belong to nothing", size(plan.unowned))?;
+    }
+    if plan.damaged > 0 {
+        let blocks =
+            count(plan.damaged, "block has a damaged entry", "blocks have damaged entries");
+        writeln!(out, "  {blocks} and cannot be judged: vhdx check {name}")?;
+    }
+    for volume in &plan.volumes {
+        let (place, contents) = (ls::place(volume), ls::contents(volume));
+        match (&volume.space, volume.kept_because()) {
+            (Ok(survey), None) => writeln!(
+                out,
+                "  {place}: {contents}, cleanly unmounted; {} of it free",
+                size(survey.free.bytes())
+            )?,
+            (Ok(survey), Some(why)) => {
+                writeln!(out, "  {place}: {contents}: {why}")?;
+                writeln!(
+                    out,
+                    "    its {} of free space stay: start and shut down its system first, or take \
+                     --assume-clean",
+                    size(survey.free.bytes())
+                )?;
+            }
+            (Err(_), why) => {
+                let why = why.unwrap_or_default();
+                writeln!(out, "  {place}: {contents}: {why}; only its zeros can go")?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,7 +1,0 @@
-//! NTFS.
-
-use crate::{Survey, Trouble, Window};
-
-pub(crate) fn survey(_window: &Window<'_>) -> Result<Survey, Trouble> {
-    Err(Trouble::not_known("the free space of NTFS is not known yet"))
-}

@@ -1,0 +1,4 @@
+//! The free space of whatever was made of XFS.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| vhdxkit_fuzz::volumes::XFS.run(input));
