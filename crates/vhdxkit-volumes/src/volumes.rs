@@ -127,7 +127,10 @@ mod tests {
     #[test]
     fn a_partition_table_beside_a_file_system_over_everything_gives_nothing_away() {
         let mut disk = disk_with(&[(0x83, 2048, 2048)]);
-        disk[0x438..0x43A].copy_from_slice(&[0x53, 0xEF]);
+        // Inodes, blocks, magic.
+        for (at, bytes) in [(0x400, [16, 0]), (0x404, [0, 4]), (0x438, [0x53, 0xEF])] {
+            disk[at..at + 2].copy_from_slice(&bytes);
+        }
         let found = volumes(&disk).unwrap();
         let why = found[0].kept_because().unwrap();
         assert!(why.contains("partition table"), "{why}");
