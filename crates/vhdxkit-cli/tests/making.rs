@@ -135,7 +135,7 @@ fn resize_grows_shrinks_and_protects_data_and_partitions() {
         "{refused}"
     );
     vhdx(&["resize", &image, "41M"]).succeeds();
-    for bad in ["0", "1000", "65T", "+70T", "-99G", "x", "min"] {
+    for bad in ["0", "1000", "65T", "+70T", "-99G", "x"] {
         vhdx(&["resize", &image, "--", bad]).fails_with(1);
     }
     let info = json(&vhdx(&["info", "--json", &image]).succeeds());
@@ -310,7 +310,7 @@ fn bad_arguments_do_not_even_replay_the_log() {
     std::fs::write(&input, vec![1; 3 << 20]).unwrap();
     assert_eq!(from_file("7").status.code(), Some(1));
     assert_eq!(from_file("1T").status.code(), Some(1));
-    for size in ["min", "-1T", "12x"] {
+    for size in ["-1T", "12x"] {
         vhdx(&["resize", &image, "--", size]).fails_with(1);
     }
     // Of a pipe nobody knows how much will come; of a file only Unix tells.

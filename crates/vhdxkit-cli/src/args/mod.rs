@@ -136,10 +136,11 @@ Examples:
   vhdx resize disk.vhdx 100G      this size
   vhdx resize disk.vhdx +20G      larger by that much
   vhdx resize disk.vhdx -- -5G    smaller by that much
+  vhdx resize disk.vhdx min       as small as what it holds allows
 
 A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force. \
-After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size \
-that holds everything, comes with compaction.")]
+After growing, enlarge the partition and its file system inside the guest. `min` keeps every partition, \
+file system and byte that is not zero: shrink those in the guest first.")]
     Resize(ResizeArgs),
     /// Give back the space that a disk holds without need: the file becomes shorter.
     #[command(before_help = "\

@@ -11,6 +11,7 @@ pub mod measure;
 pub mod merge;
 pub mod partitions;
 pub mod relink;
+pub mod smallest;
 pub mod timeline;
 
 mod buffer;
