@@ -77,6 +77,7 @@ pub(crate) fn label(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

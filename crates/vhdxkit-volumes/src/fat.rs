@@ -11,6 +11,7 @@
 
 use crate::bytes::{u8_at, u16_at, u32_at};
 use crate::free::Units;
+use crate::own::Own;
 use crate::{FreeMap, FreeMapBuilder, Survey, Trouble, Window};
 
 /// Entries of 12, 16 and 32 bits all end with such a piece.
@@ -23,7 +24,9 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let boot = window.read("the boot sector", 0, 512)?;
     let volume = Volume::judge(&boot, window.size())?;
     let (free, unclean) = volume.free_clusters(window)?;
-    let label = match volume.label(window)? {
+    let root = volume.root_clusters(window)?;
+    volume.judge_root(&root, &free)?;
+    let label = match volume.label(window, &root)? {
         Some(label) => label,
         None => volume.label_of_boot_sector(&boot),
     };
@@ -137,6 +140,9 @@ impl Volume {
                 "a FAT of {entries} entries for {clusters} clusters"
             )));
         }
+        if kind == Kind::Fat32 && u16_at(boot, 0x2A) != 0 {
+            return Err(Trouble::not_known("this version of FAT32 is not known"));
+        }
         // FAT32 can use one of its FATs alone.
         let flags = if kind == Kind::Fat32 { u16_at(boot, 0x28) } else { 0 };
         let (active, copies) = match flags & 0x80 {
@@ -161,6 +167,42 @@ impl Volume {
             length,
             media: u8_at(boot, 0x15),
         })
+    }
+
+    /// FAT32's root directory lies in clusters, which have to be in use.
+    fn judge_root(&self, root: &[u64], free: &FreeMap) -> Result<(), Trouble> {
+        let mut own = Own::default();
+        for start in root {
+            own.add("the root directory", *start..start.saturating_add(self.cluster));
+        }
+        own.judge(free)
+    }
+
+    /// Where the clusters of FAT32's root directory begin.
+    fn root_clusters(&self, window: &Window<'_>) -> Result<Vec<u64>, Trouble> {
+        let (mut found, mut cluster) = (Vec::new(), self.root_cluster);
+        if self.kind != Kind::Fat32 {
+            return Ok(found);
+        }
+        // Longer than any directory may be: a chain that goes round ends here.
+        for _ in 0..LARGEST_DIRECTORY.div_ceil(self.cluster.max(1)) {
+            let start = self.byte(cluster.into()).ok_or_else(|| {
+                Trouble::damaged(format!("the root directory goes on at cluster {cluster}"))
+            })?;
+            found.push(start);
+            let at = self.fat.saturating_add(u64::from(cluster).saturating_mul(4));
+            cluster = self.kind.entry(&window.read("the FAT", at, 4)?, 0);
+            if cluster >= self.kind.mask() & !7 {
+                return Ok(found);
+            }
+        }
+        Err(Trouble::damaged("the root directory has no end"))
+    }
+
+    /// Where a cluster begins; `None` when it does not exist.
+    fn byte(&self, cluster: u64) -> Option<u64> {
+        let number = cluster.checked_sub(2).filter(|number| *number < self.clusters)?;
+        number.checked_mul(self.cluster)?.checked_add(self.data)
     }
 
     /// What the boot sector says: bit 0 while the volume is mounted, bit 1 when it wants to be checked.
@@ -222,31 +264,19 @@ impl Volume {
     }
 
     /// The label in the root directory.
-    fn label(&self, window: &Window<'_>) -> Result<Option<String>, Trouble> {
+    fn label(&self, window: &Window<'_>, root: &[u64]) -> Result<Option<String>, Trouble> {
         if self.kind != Kind::Fat32 {
             let root = window.read("the root directory", self.root, self.root_size)?;
             return Ok(label_in(&root).unwrap_or_default());
         }
-        let mut cluster = u64::from(self.root_cluster);
-        // Longer than any directory may be: a chain that goes round ends here.
-        for _ in 0..LARGEST_DIRECTORY.div_ceil(self.cluster.max(1)) {
-            let number = cluster.checked_sub(2).filter(|number| *number < self.clusters);
-            let number = number.ok_or_else(|| {
-                Trouble::damaged(format!("the root directory goes on at cluster {cluster}"))
-            })?;
-            let start = self.data.saturating_add(number.saturating_mul(self.cluster));
-            let part = window.read("the root directory", start, self.cluster)?;
-            if let Some(found) = label_in(&part) {
+        for start in root {
+            if let Some(found) =
+                label_in(&window.read("the root directory", *start, self.cluster)?)
+            {
                 return Ok(found);
             }
-            let at = self.fat.saturating_add(cluster.saturating_mul(4));
-            let next = self.kind.entry(&window.read("the FAT", at, 4)?, 0);
-            if next >= self.kind.mask() & !7 {
-                return Ok(None);
-            }
-            cluster = next.into();
         }
-        Err(Trouble::damaged("the root directory has no end"))
+        Ok(None)
     }
 
     fn label_of_boot_sector(&self, boot: &[u8]) -> String {
@@ -433,4 +463,69 @@ fn first_set(bits: &[u8], range: std::ops::Range<u64>) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A boot sector for so many clusters of one sector.
+    fn boot(clusters: u32, is_wide: bool) -> Vec<u8> {
+        let mut boot = vec![0; 512];
+        boot[0x0B..0x0E].copy_from_slice(&[0, 2, 1]);
+        boot[0x0E..0x11].copy_from_slice(&[1, 0, 1]);
+        boot[0x15] = 0xF8;
+        boot[510..].copy_from_slice(&[0x55, 0xAA]);
+        let fat = clusters / 64 + 1;
+        let mut sectors = clusters + 1 + fat;
+        if is_wide {
+            boot[0x24..0x28].copy_from_slice(&fat.to_le_bytes());
+        } else {
+            boot[0x11] = 16;
+            boot[0x16..0x18].copy_from_slice(&(fat as u16).to_le_bytes());
+            sectors += 1;
+        }
+        boot[0x20..0x24].copy_from_slice(&sectors.to_le_bytes());
+        boot
+    }
+
+    /// Where the standard draws the lines.
+    #[test]
+    fn the_number_of_clusters_alone_decides_between_fat12_and_fat16() {
+        let kind = |clusters, is_wide| {
+            let volume = Volume::judge(&boot(clusters, is_wide), u64::MAX).ok()?;
+            assert_eq!(volume.clusters, u64::from(clusters));
+            Some(volume.kind)
+        };
+        assert_eq!(kind(1, false), Some(Kind::Fat12));
+        assert_eq!(kind(4084, false), Some(Kind::Fat12));
+        assert_eq!(kind(4085, false), Some(Kind::Fat16));
+        assert_eq!(kind(65524, false), Some(Kind::Fat16));
+        assert_eq!(kind(65525, false), None, "too many for 16 bits");
+        assert_eq!(kind(65525, true), Some(Kind::Fat32));
+        assert_eq!(kind(0, false), None);
+    }
+
+    #[test]
+    fn a_fat_that_is_too_short_is_damaged() {
+        for (at, value) in
+            [(0x16, 1), (0x0B, 1), (0x0C, 0), (0x0D, 3), (0x0E, 0), (0x10, 3), (0x15, 0)]
+        {
+            let mut boot = boot(10000, false);
+            assert!(Volume::judge(&boot, u64::MAX).is_ok());
+            boot[at] = value;
+            assert!(matches!(Volume::judge(&boot, u64::MAX), Err(Trouble::Damaged(_))), "{at:#x}");
+        }
+        let boot = boot(10000, false);
+        let length = Volume::judge(&boot, u64::MAX).unwrap().length;
+        assert!(Volume::judge(&boot, length).is_ok());
+        assert!(Volume::judge(&boot, length - 1).is_err());
+    }
+
+    #[test]
+    fn entries_of_12_bits_are_packed() {
+        let table = [0xF8, 0xFF, 0xFF, 0x34, 0x12, 0xAB, 0xCD, 0x0E];
+        let entries: Vec<u32> = (0..5).map(|index| Kind::Fat12.entry(&table, index)).collect();
+        assert_eq!(entries, [0xFF8, 0xFFF, 0x234, 0xAB1, 0xECD]);
+    }
 }

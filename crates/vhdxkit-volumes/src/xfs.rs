@@ -39,10 +39,10 @@ fn free(window: &Window<'_>, sb: &Superblock, clean: bool) -> Result<FreeMap, Tr
     let mut counted = 0u64;
     for number in 0..sb.groups {
         let group = Group::read(window, sb, number)?;
-        group.walk(|blocks| {
+        let free = group.walk(|blocks| {
             builder.add(sb.byte(number, blocks.start)..sb.byte(number, blocks.end))
         })?;
-        counted = counted.saturating_add(group.counted_free());
+        counted = counted.saturating_add(free);
     }
     if clean && counted != sb.free_blocks {
         return Err(Trouble::damaged(format!(

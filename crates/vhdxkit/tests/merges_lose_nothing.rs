@@ -1,8 +1,6 @@
 //! A merge that fails at any call, or runs out of space from any call on: the child over its parent shows
 //! what it showed, both files are sound, and merging again completes it.
 
-use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,72 +9,12 @@ use vhdxkit::ops::merge::merge_storages;
 use vhdxkit::storage::{MemoryStorage, Storage};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 
+mod common;
+
+use common::failing::{Failing, Fault};
+
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 7 * MIB;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// This call fails, the next does not.
-    Once,
-    /// From this one on there is no space.
-    Full,
-}
-
-/// One of the files of a merge; all of them count their calls together.
-struct Failing {
-    file: Arc<MemoryStorage>,
-    calls: Arc<AtomicUsize>,
-    at: usize,
-    fault: Fault,
-}
-
-impl Failing {
-    fn call(&self, takes_space: bool) -> io::Result<()> {
-        let number = self.calls.fetch_add(1, Ordering::Relaxed);
-        match self.fault {
-            Fault::Once if number == self.at => Err(io::Error::other("injected")),
-            Fault::Full if number >= self.at && takes_space => {
-                Err(io::ErrorKind::StorageFull.into())
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Storage for Failing {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.call(false)?;
-        self.file.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        // Only new space can be missing.
-        self.call(offset + buf.len() as u64 > self.file.len()?)?;
-        self.file.write_at(offset, buf)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.call(false)?;
-        self.file.sync()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.call(length > self.file.len()?)?;
-        self.file.set_len(length)
-    }
-    fn punch(&self, range: Range<u64>) -> io::Result<()> {
-        self.call(false)?;
-        self.file.punch(range)
-    }
-    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.call(true)?;
-        self.file.allocate(range)
-    }
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.call(false)?;
-        self.file.next_data(offset)
-    }
-}
 
 fn copy(bytes: &[u8]) -> Arc<MemoryStorage> {
     Arc::new(MemoryStorage::new(bytes.to_vec()))

@@ -62,22 +62,23 @@ struct Node {
 }
 
 impl Tree<'_> {
-    /// Tells of each extent in the tree's order.
+    /// Tells of each extent in the tree's order. Gives the number of its blocks.
     pub(super) fn walk(
         &self,
         mut found: impl FnMut(Range<u64>) -> Result<(), Trouble>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<u64, Trouble> {
         let top = match self.levels.checked_sub(1) {
             Some(top) if usize::try_from(top).is_ok_and(|top| top < MOST_LEVELS) => top,
             _ => return Err(self.damaged(&format!("is said to have {} levels", self.levels))),
         };
         let mut levels = [Level { last: NONE, right: NONE }; MOST_LEVELS];
         let mut stack = vec![Due { block: self.root, level: top, key: None }];
-        let mut left_to_visit = self.blocks;
+        let mut visited = 0u64;
         while let Some(due) = stack.pop() {
-            left_to_visit = left_to_visit
-                .checked_sub(1)
-                .ok_or_else(|| self.damaged("has more blocks than its group"))?;
+            visited = visited.saturating_add(1);
+            if visited > self.blocks {
+                return Err(self.damaged("has more blocks than its group"));
+            }
             let node = self.read(due)?;
             let index = usize::try_from(due.level).unwrap_or(usize::MAX);
             let level = levels.get_mut(index).ok_or_else(|| self.damaged("is too deep"))?;
@@ -98,7 +99,7 @@ impl Tree<'_> {
             }));
         }
         match levels.iter().all(|level| level.right == NONE) {
-            true => Ok(()),
+            true => Ok(visited),
             false => Err(self.damaged("goes on where it should end")),
         }
     }

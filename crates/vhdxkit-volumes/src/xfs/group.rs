@@ -20,11 +20,11 @@ pub(super) struct Group<'a> {
     by_size: (u64, u32),
     free: u64,
     longest: u64,
-    /// Blocks of the trees besides their roots.
-    tree_blocks: u64,
+    /// Blocks of the tree of owners (rmapbt) besides its root: they come from the free list too.
+    owner_blocks: u64,
     /// Blocks on the free list.
     listed: Vec<u64>,
-    /// Blocks that are surely in use: where trees have their roots, the log, the root directory.
+    /// Blocks that are surely in use: where trees have their roots, the log, the first inodes.
     used: Vec<Range<u64>>,
 }
 
@@ -57,11 +57,11 @@ impl<'a> Group<'a> {
             by_size: (field(20), be32_at(&raw, 32)),
             free: field(52),
             longest: field(56),
-            tree_blocks: field(60),
+            owner_blocks: if sb.owners { field(80).saturating_sub(1) } else { 0 },
             listed: Vec::new(),
             used: Vec::new(),
         };
-        if group.free > blocks || group.longest > group.free || group.tree_blocks > blocks {
+        if group.free > blocks || group.longest > group.free || group.owner_blocks > blocks {
             return Err(damaged("counts more blocks than there are"));
         }
         group.read_list(&raw)?;
@@ -124,7 +124,7 @@ impl<'a> Group<'a> {
         used.extend(self.listed.iter().copied().map(one));
         let (group, root) = self.sb.root();
         if group == self.number {
-            used.push(one(root));
+            used.push(root..root.saturating_add(self.sb.chunk()));
         }
         if let Some((group, start)) = self.sb.log()
             && group == self.number
@@ -135,23 +135,17 @@ impl<'a> Group<'a> {
         self.used = used;
     }
 
-    /// What the superblock counts as free of this group.
-    pub(super) fn counted_free(&self) -> u64 {
-        let listed = u64::try_from(self.listed.len()).unwrap_or(u64::MAX);
-        let trees = if self.sb.lazy_count { self.tree_blocks } else { 0 };
-        self.free.saturating_add(listed).saturating_add(trees)
-    }
-
-    /// Tells of each free extent, in order.
+    /// Tells of each free extent, in order. Gives what the superblock counts as free of this group: its free
+    /// blocks, those on the free list, and those that were taken from that list.
     pub(super) fn walk(
         &self,
         mut found: impl FnMut(Range<u64>) -> Result<(), Trouble>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<u64, Trouble> {
         let mut behind = 0;
         let (mut free, mut longest) = (0u64, 0);
         let mut places = Fingerprint::default();
         let mut used = self.used.iter().peekable();
-        self.tree(TreeKind::ByPlace, self.by_place).walk(|extent| {
+        let by_place = self.tree(TreeKind::ByPlace, self.by_place).walk(|extent| {
             self.check_extent(&extent, behind)?;
             // Both are in order, so each is passed once.
             while used.next_if(|used| used.end <= extent.start).is_some() {}
@@ -176,7 +170,7 @@ impl<'a> Group<'a> {
         }
         let mut sizes = Fingerprint::default();
         let mut last = (0, 0);
-        self.tree(TreeKind::BySize, self.by_size).walk(|extent| {
+        let by_size = self.tree(TreeKind::BySize, self.by_size).walk(|extent| {
             let this = (extent.end.saturating_sub(extent.start), extent.start);
             if this <= last {
                 return Err(self.out_of_order());
@@ -191,7 +185,10 @@ impl<'a> Group<'a> {
                 self.number
             )));
         }
-        Ok(())
+        let trees = by_place.saturating_add(by_size).saturating_sub(2);
+        let listed = u64::try_from(self.listed.len()).unwrap_or(u64::MAX);
+        let taken = listed.saturating_add(trees).saturating_add(self.owner_blocks);
+        Ok(free.saturating_add(taken))
     }
 
     fn tree(&self, kind: TreeKind, (root, levels): (u64, u32)) -> Tree<'_> {

@@ -104,32 +104,29 @@ impl Log<'_> {
         } else {
             return Ok(None);
         };
-        Ok(self.is_sharp(head)?.then_some(head))
+        Ok(Some(head))
     }
 
-    /// Whether all blocks around the head are of the cycle they should be.
-    fn is_sharp(&self, head: Head) -> Result<bool, Trouble> {
+    /// Whether all blocks around the head are of the cycle they should be, and the record before it is an
+    /// unmount record, whole, that ends there.
+    fn ends_with_unmount(&self, head: Head) -> Result<bool, Trouble> {
         let reach = IN_FLIGHT.min(self.blocks);
         let from = self.wrap(head.block.saturating_add(self.blocks).saturating_sub(reach));
         let count = reach.saturating_mul(2).min(self.blocks);
         let raw = self.read(from, count)?;
-        let numbers = (0..count).map(|n| self.wrap(from.saturating_add(n)));
-        Ok(raw.chunks_exact(BLOCK).zip(numbers).all(|(block, number)| {
+        let numbered =
+            raw.chunks_exact(BLOCK).zip((0..count).map(|n| self.wrap(from.saturating_add(n))));
+        let sharp = numbered.clone().all(|(block, number)| {
             cycle(block) == if number < head.block { head.before } else { head.behind }
-        }))
-    }
-
-    /// Whether the record before the head is an unmount record, whole, and ends there.
-    fn ends_with_unmount(&self, head: Head) -> Result<bool, Trouble> {
-        let reach = IN_FLIGHT.min(self.blocks);
-        let from = self.wrap(head.block.saturating_add(self.blocks).saturating_sub(reach));
-        let raw = self.read(from, reach)?;
-        let place = raw.chunks_exact(BLOCK).rposition(|block| be32_at(block, 0) == MAGIC);
-        let Some(record) = place.and_then(|place| raw.get(place.checked_mul(BLOCK)?..)) else {
-            return Ok(false);
-        };
-        let place = u64::try_from(place.unwrap_or_default()).unwrap_or_default();
-        Ok(self.is_unmount(record, self.wrap(from.saturating_add(place))))
+        });
+        let reach = usize::try_from(reach).unwrap_or_default();
+        let last = numbered.take(reach).filter(|(block, _)| be32_at(block, 0) == MAGIC).last();
+        let Some((_, at)) = last.filter(|_| sharp) else { return Ok(false) };
+        let start = self.wrap(at.saturating_add(self.blocks).saturating_sub(from));
+        let bytes = |blocks: usize| blocks.saturating_mul(BLOCK);
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        let record = raw.get(bytes(start)..bytes(reach)).unwrap_or_default();
+        Ok(self.is_unmount(record, at))
     }
 
     /// Whether `record`, which begins at log block `at` and reaches to the head, is an unmount record.

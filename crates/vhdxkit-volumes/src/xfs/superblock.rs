@@ -29,8 +29,8 @@ pub(super) struct Superblock {
     inodes_per_block_log: u32,
     root_inode: u64,
     pub(super) free_blocks: u64,
-    /// Counters are summed up when it is unmounted, and B-tree blocks count as free.
-    pub(super) lazy_count: bool,
+    /// It has trees of who owns which blocks (`rmapbt`).
+    pub(super) owners: bool,
     /// The log's first block; `None` when it lies on another device.
     log_start: Option<u64>,
     pub(super) log_blocks: u64,
@@ -100,9 +100,14 @@ impl Superblock {
         self.log_start.map(|start| self.place(start))
     }
 
-    /// Where the root directory's inode lies.
+    /// Where the chunk of 64 inodes lies whose first is the root directory's.
     pub(super) fn root(&self) -> (u64, u64) {
         self.place(self.root_inode.checked_shr(self.inodes_per_block_log).unwrap_or_default())
+    }
+
+    /// Blocks of such a chunk.
+    pub(super) fn chunk(&self) -> u64 {
+        64u64.checked_shr(self.inodes_per_block_log).unwrap_or_default().max(1)
     }
 
     fn check(&self, window: &Window<'_>) -> Result<(), Trouble> {
@@ -140,7 +145,7 @@ impl Superblock {
             group < self.groups
                 && start.checked_add(length).is_some_and(|end| end <= self.blocks_of(group))
         };
-        if !fits(self.root(), 1) {
+        if !fits(self.root(), self.chunk()) {
             return damaged("the root directory is said to lie outside".to_owned());
         }
         if self.log().is_some_and(|log| self.log_blocks == 0 || !fits(log, self.log_blocks)) {
@@ -163,7 +168,6 @@ fn parse(raw: &[u8], v5: bool, sector_size: u64) -> Result<Superblock, Trouble> 
         return Err(Trouble::damaged("its sectors or inodes do not fit into its blocks"));
     }
     let version = be16_at(raw, 100);
-    let features2 = if v5 || version & MOREBITS != 0 { be32_at(raw, 200) } else { 0 };
     let own = uuid(32).unwrap_or_default();
     let has_metadata_uuid = v5 && be32_at(raw, 216) & META_UUID != 0;
     let log_start = be64_at(raw, 48);
@@ -179,7 +183,7 @@ fn parse(raw: &[u8], v5: bool, sector_size: u64) -> Result<Superblock, Trouble> 
         inodes_per_block_log,
         root_inode: be64_at(raw, 56),
         free_blocks: be64_at(raw, 144),
-        lazy_count: v5 || features2 & LAZY_COUNT != 0,
+        owners: v5 && be32_at(raw, 212) & RMAPBT != 0,
         log_start: (log_start != 0).then_some(log_start),
         log_blocks: u64::from(be32_at(raw, 96)),
         log_v2: v5 || version & LOG_V2 != 0,
@@ -211,11 +215,11 @@ const MOREBITS: u16 = 0x8000;
 const VERSION: u16 =
     0x10 | 0x20 | 0x40 | 0x80 | 0x100 | LOG_V2 | 0x800 | 0x1000 | 0x2000 | 0x4000 | MOREBITS;
 // Of sb_features2.
-const LAZY_COUNT: u32 = 0x2;
 /// lazysbcount, attr2, projid32bit, crc, ftype.
-const FEATURES2: u32 = LAZY_COUNT | 0x8 | 0x80 | 0x100 | 0x200;
+const FEATURES2: u32 = 0x2 | 0x8 | 0x80 | 0x100 | 0x200;
 /// finobt, rmapbt, reflink, inobtcount: trees of their own, whose blocks are no free ones.
-const RO_COMPAT: u32 = 0x1 | 0x2 | 0x4 | 0x8;
+const RO_COMPAT: u32 = 0x1 | RMAPBT | 0x4 | 0x8;
+const RMAPBT: u32 = 0x2;
 const META_UUID: u32 = 0x4;
 const NEEDS_REPAIR: u32 = 0x10;
 /// ftype, spinodes, meta_uuid, bigtime, nrext64, exchange-range, parent.
