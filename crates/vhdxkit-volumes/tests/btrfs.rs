@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use vhdxkit_volumes::{Disk, Survey, Trouble};
 
+#[path = "common/clusters.rs"]
+mod clusters;
 mod common;
 #[path = "common/overwrite.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod overwrite;
 
+use clusters::shared;
 use common::{
     FileDisk, Mounted, can_mount, have, joined, no_flipped_bit_frees_anything, sh, survey_of,
 };
@@ -388,11 +391,7 @@ fn a_converted_ext4_keeps_its_blocks() {
 /// A partition of a disk that Windows wrote, in the layout of years ago: its first chunk begins at byte 0.
 #[test]
 fn a_disk_of_windows_is_surveyed() {
-    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/btrfs.vhdx.gz");
-    if !packed.exists() {
-        eprintln!("SKIPPED: there is no {}", packed.display());
-        return;
-    }
+    let Some(packed) = shared("btrfs.vhdx.gz") else { return };
     if !can_test() || !have("qemu-img") {
         return;
     }

@@ -1,11 +1,13 @@
 //! Swap space is free but for its header and its bad pages, unless a system sleeps in it.
-
-use std::path::Path;
+#![allow(clippy::single_range_in_vec_init)] // maps of one range are what is expected
 
 use vhdxkit_volumes::{Survey, Trouble, recognise};
 
+#[path = "common/clusters.rs"]
+mod clusters;
 mod common;
 
+use clusters::shared;
 use common::{FileDisk, have, sh, survey_of};
 
 const MIB: u64 = 1 << 20;
@@ -120,11 +122,7 @@ fn a_suspended_system_is_found_and_kept() {
 /// A disk that Windows wrote, bare swap.
 #[test]
 fn a_disk_of_windows_is_surveyed() {
-    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/swap.vhdx.gz");
-    if !packed.exists() {
-        eprintln!("SKIPPED: there is no {}", packed.display());
-        return;
-    }
+    let Some(packed) = shared("swap.vhdx.gz") else { return };
     if !have("qemu-img") {
         return;
     }
@@ -136,9 +134,7 @@ fn a_disk_of_windows_is_surveyed() {
     ));
     let path = folder.path().join("disk");
     let disk = FileDisk::open(&path);
-    let whole = 0..10u64 << 30;
-    println!("{:?}", recognise(&disk, whole.clone()).unwrap());
-    println!("{:?}", vhdxkit_volumes::partitions(&disk).unwrap());
+    assert_eq!(vhdxkit_volumes::partitions(&disk).unwrap(), []);
     let found = survey_of(&path).unwrap();
     assert_eq!((found.name, found.unclean), ("swap", None));
     assert_eq!(found.free.ranges(), [4096..found.length]);
