@@ -52,6 +52,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     }
     own.judge(&free)?;
     Ok(Survey {
+        asleep: false,
         name: "exFAT",
         label: entries.label,
         length: volume.length,

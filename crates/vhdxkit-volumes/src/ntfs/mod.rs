@@ -57,9 +57,12 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     }
     own.judge(&free)?;
 
-    let unclean = [hibernation::unclean(&mft)?, volume.unclean, logfile::unclean(&mft, &log)?];
+    let hibernates = hibernation::unclean(&mft)?;
+    let asleep = hibernates.is_some();
+    let unclean = [hibernates, volume.unclean, logfile::unclean(&mft, &log)?];
     let unclean: Vec<String> = unclean.into_iter().flatten().collect();
     Ok(Survey {
+        asleep,
         name: "NTFS",
         label: volume.label,
         length: geometry.length,
