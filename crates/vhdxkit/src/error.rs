@@ -284,6 +284,12 @@ impl Error {
         Self::new(Repr::Parent(ParentProblem { what, ..ParentProblem::default() }))
     }
 
+    /// For those who build on this library: the same, with the name of the file it is about.
+    #[must_use]
+    pub fn named(self, path: &std::path::Path) -> Self {
+        self.in_file(path)
+    }
+
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Self::new(Repr::File { path: path.into(), inner: self })
     }
@@ -379,7 +385,9 @@ impl Error {
                 "look for another copy of the file; --from raw takes its bytes as they are"
             }
             ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
-            ErrorKind::WrongFormat => "check that this is the right file, or name its format (`--from`)",
+            ErrorKind::WrongFormat => {
+                "check that this is the right file, or name its format (`--from`)"
+            }
             ErrorKind::Poisoned => {
                 "see to the medium (is it full, is it failing?), then open the image again: its log brings back everything that was flushed"
             }

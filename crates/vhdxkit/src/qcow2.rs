@@ -47,7 +47,9 @@ impl Header {
         };
         let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at.saturating_add(4)));
         if !bytes.starts_with(b"QFI\xfb") {
-            return Err(Error::wrong_format("it is no qcow2 image: it does not start with its signature"));
+            return Err(Error::wrong_format(
+                "it is no qcow2 image: it does not start with its signature",
+            ));
         }
         let version = word(4);
         if !matches!(version, 2 | 3) {
@@ -71,7 +73,10 @@ impl Header {
             return Err(Error::unsupported("a qcow2 image with an external data file"));
         }
         if version == 3 && long(72) & !0x1F != 0 {
-            return Err(Error::unsupported(format!("a qcow2 image with the features {:#x}", long(72))));
+            return Err(Error::unsupported(format!(
+                "a qcow2 image with the features {:#x}",
+                long(72)
+            )));
         }
         let (size, entries, table) = (long(24), word(36), long(40));
         if size > MAX_VIRTUAL_SIZE {

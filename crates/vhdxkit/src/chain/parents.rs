@@ -129,7 +129,9 @@ impl<L: Layer> Finder<'_, L> {
             ParentPolicy::Deny => return Ok(None),
             ParentPolicy::Beneath(folder) => {
                 beneath = Beneath::of(folder, child);
-                (said.iter().map(|path| beneath.place(path)).collect(), &|path| beneath.open(path, &L::NAMES))
+                (said.iter().map(|path| beneath.place(path)).collect(), &|path| {
+                    beneath.open(path, &L::NAMES)
+                })
             }
             ParentPolicy::Follow => {
                 let folder = folder_of(child);
@@ -177,8 +179,8 @@ impl<L: Layer> Finder<'_, L> {
             ));
         }
         let mode = OpenMode::ReadOnly { force_share: self.reading.force_share };
-        let image = FileStorage::take(file, mode)
-            .and_then(|file| L::open(Arc::new(file), self.reading));
+        let image =
+            FileStorage::take(file, mode).and_then(|file| L::open(Arc::new(file), self.reading));
         let image = match image {
             Ok(image) => image,
             Err(error) if error.kind() == ErrorKind::Io => return Err(error.in_file(path)),

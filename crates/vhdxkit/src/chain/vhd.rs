@@ -43,7 +43,9 @@ impl Layer for Vhd {
         let found = parent.unique_id();
         match ignore_id || self.wanted().contains(&found) {
             true => Ok(()),
-            false => Err(format!("it is not the disk that the child was made from (its unique id is {found})")),
+            false => Err(format!(
+                "it is not the disk that the child was made from (its unique id is {found})"
+            )),
         }
     }
 

@@ -229,9 +229,7 @@ impl Disk {
     pub fn runs(&self) -> DiskRuns<'_> {
         match self {
             Self::Vhdx(image) => image.runs(),
-            Self::Raw { storage, size } => {
-                DiskRuns::of(Split::shared(&**storage, 0..*size, 0, 0))
-            }
+            Self::Raw { storage, size } => DiskRuns::of(Split::shared(&**storage, 0..*size, 0, 0)),
             Self::Vhd(disk) => disk.runs(),
             #[cfg(feature = "qcow2")]
             Self::Qcow2(disk) => disk.runs(),

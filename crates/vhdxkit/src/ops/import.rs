@@ -114,7 +114,9 @@ pub fn options_for(source: &Disk) -> CreateOptions {
                 .logical_sector_size(geometry.logical_sector_size())
                 .physical_sector_size(geometry.physical_sector_size())
         }
-        Disk::Vhd(disk) => CreateOptions::new(disk.virtual_size()).fixed(disk.disk_type() == DiskType::Fixed),
+        Disk::Vhd(disk) => {
+            CreateOptions::new(disk.virtual_size()).fixed(disk.disk_type() == DiskType::Fixed)
+        }
         other => CreateOptions::new(other.size().next_multiple_of(512)),
     }
 }

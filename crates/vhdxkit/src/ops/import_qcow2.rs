@@ -43,5 +43,11 @@ pub fn to_qcow2(
     image.finish()?;
     target.sync().map_err(|e| Error::io_whole("cannot make the copy durable", e))?;
     let file_size = target.length()?;
-    Ok(ImportReport { virtual_size: size, read: done.read, written: done.written, blocks: 0, file_size })
+    Ok(ImportReport {
+        virtual_size: size,
+        read: done.read,
+        written: done.written,
+        blocks: 0,
+        file_size,
+    })
 }

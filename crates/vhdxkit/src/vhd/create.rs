@@ -14,16 +14,16 @@ use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
 use super::format::{
-    DEFAULT_BLOCK_SIZE, DynamicHeader, FOOTER_BYTES, FOOTER_COOKIE, Footer, HEADER_BYTES, HEADER_COOKIE,
-    MAX_SIZE, SECTOR, TYPE_DIFFERENCING, TYPE_DYNAMIC, TYPE_FIXED, UNUSED, VERSION, geometry, guid_bytes, now,
-    time_stamp,
+    DEFAULT_BLOCK_SIZE, DynamicHeader, FOOTER_BYTES, FOOTER_COOKIE, Footer, HEADER_BYTES,
+    HEADER_COOKIE, MAX_SIZE, SECTOR, TYPE_DIFFERENCING, TYPE_DYNAMIC, TYPE_FIXED, UNUSED, VERSION,
+    geometry, guid_bytes, now, time_stamp,
 };
 use super::locator::NewLink;
 use super::write::set_bits;
 use super::{Table, Vhd};
 
 /// Azure wants sizes that are multiples of this.
-pub(crate) const MEBIBYTE: u64 = 1 << 20;
+const MEBIBYTE: u64 = 1 << 20;
 /// Blocks that can be made: those that Windows makes.
 const BLOCK_SIZES: [u32; 3] = [512 << 10, 1 << 20, 2 << 20];
 /// Who we are, in footers.
@@ -163,7 +163,8 @@ impl VhdOptions {
     /// What the file will look like.
     pub(crate) fn plan(&self) -> Result<Plan> {
         if self.size > MAX_SIZE {
-            let text = format!("a VHD holds {MAX_SIZE} bytes at most, not {}: take a VHDX", self.size);
+            let text =
+                format!("a VHD holds {MAX_SIZE} bytes at most, not {}: take a VHDX", self.size);
             return Err(Error::limit(text));
         }
         if !self.size.is_multiple_of(SECTOR) {
@@ -175,7 +176,13 @@ impl VhdOptions {
             }
             let footer = self.footer(TYPE_FIXED, u64::MAX);
             let size = self.size;
-            return Ok(Plan { footer, header: None, locators: Vec::new(), table: None, first: size });
+            return Ok(Plan {
+                footer,
+                header: None,
+                locators: Vec::new(),
+                table: None,
+                first: size,
+            });
         }
         if !BLOCK_SIZES.contains(&self.block_size) {
             return Err(Error::invalid("the blocks of a VHD have 512K, 1M or 2M"));
@@ -211,7 +218,8 @@ impl VhdOptions {
     fn footer(&self, disk_type: u32, data_offset: u64) -> Footer {
         let sectors = self.size / SECTOR;
         let mut chs = geometry(sectors);
-        let product = u64::from(chs.0).saturating_mul(u64::from(chs.1)).saturating_mul(u64::from(chs.2));
+        let product =
+            u64::from(chs.0).saturating_mul(u64::from(chs.1)).saturating_mul(u64::from(chs.2));
         if product != sectors {
             // Says to those who believe the geometry that it cannot tell: the head of the module has more.
             chs = (u16::MAX, 16, u8::MAX);
@@ -301,7 +309,11 @@ impl Plan {
     }
 
     /// Writes header, locators and BAT. Stored blocks come in the order of their places.
-    pub(crate) fn write_tables(&self, target: &dyn Storage, stored: impl Iterator<Item = u64>) -> Result<()> {
+    pub(crate) fn write_tables(
+        &self,
+        target: &dyn Storage,
+        stored: impl Iterator<Item = u64>,
+    ) -> Result<()> {
         let (Some(table), Some(header)) = (&self.table, &self.header) else { return Ok(()) };
         let put = |at: u64, bytes: &[u8]| {
             target.write_at(at, bytes).map_err(|e| Error::io("cannot write the tables", at, e))
@@ -319,9 +331,10 @@ impl Plan {
                 let mut entry = UNUSED;
                 if stored.next_if_eq(&block).is_some() {
                     let sector = self.place(number) / SECTOR;
-                    entry = u32::try_from(sector).ok().filter(|entry| *entry != UNUSED).ok_or_else(|| {
-                        Error::limit("the file would be larger than a BAT can address")
-                    })?;
+                    entry =
+                        u32::try_from(sector).ok().filter(|entry| *entry != UNUSED).ok_or_else(
+                            || Error::limit("the file would be larger than a BAT can address"),
+                        )?;
                     number = number.saturating_add(1);
                 }
                 bytes.extend_from_slice(&entry.to_be_bytes());

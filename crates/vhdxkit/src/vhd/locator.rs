@@ -9,8 +9,8 @@ use crate::{Error, Result};
 
 use super::ParentLink;
 use super::format::{
-    DynamicHeader, LocatorEntry, MAC_URL, MAX_LOCATOR_BYTES, SECTOR, WINDOWS_ABSOLUTE, WINDOWS_RELATIVE,
-    guid_of,
+    DynamicHeader, LocatorEntry, MAC_URL, MAX_LOCATOR_BYTES, SECTOR, WINDOWS_ABSOLUTE,
+    WINDOWS_RELATIVE, guid_of,
 };
 
 /// Reads what a header says of the parent. A locator that makes no sense is left out, with a remark: the
@@ -27,7 +27,8 @@ pub(super) fn read(
         let text = "it is a differencing disk, and names no parent";
         return Err(Error::malformed("VHD dynamic disk header", header_at, text));
     }
-    let units = header.parent_unicode_name.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair));
+    let units =
+        header.parent_unicode_name.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair));
     let name = text(units);
     let (mut paths, mut mac_url, mut end) = (ParentPaths::default(), None, 0u64);
     for entry in &header.parent_locators {
@@ -37,7 +38,8 @@ pub(super) fn read(
         }
         let Some(bytes) = path_bytes(file, entry, length)? else {
             let code = String::from_utf8_lossy(&code);
-            remarks.push(format!("the parent locator {code} is too long or lies outside of the file"));
+            remarks
+                .push(format!("the parent locator {code} is too long or lies outside of the file"));
             continue;
         };
         let size = u64::from(entry.platform_data_length.get());

@@ -13,8 +13,9 @@ use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
 use super::format::{
-    DynamicHeader, FOOTER_BYTES, FOOTER_COOKIE, Footer, HEADER_BYTES, HEADER_COOKIE, MAX_BLOCK_SIZE,
-    MAX_GEOMETRY, MAX_SIZE, MIN_BLOCK_SIZE, SECTOR, TYPE_DIFFERENCING, TYPE_DYNAMIC, TYPE_FIXED, VERSION,
+    DynamicHeader, FOOTER_BYTES, FOOTER_COOKIE, Footer, HEADER_BYTES, HEADER_COOKIE,
+    MAX_BLOCK_SIZE, MAX_GEOMETRY, MAX_SIZE, MIN_BLOCK_SIZE, SECTOR, TYPE_DIFFERENCING,
+    TYPE_DYNAMIC, TYPE_FIXED, VERSION,
 };
 use super::write::Writer;
 use super::{Table, Vhd, locator};
@@ -75,7 +76,8 @@ pub(crate) fn open_layer(file: Arc<dyn Storage>, write: bool) -> Result<Vhd> {
     };
     if disk_type == DiskType::Fixed {
         if at < size {
-            let text = format!("the disk has {size} bytes, and only {at} lie in front of the footer");
+            let text =
+                format!("the disk has {size} bytes, and only {at} lie in front of the footer");
             return Err(Error::malformed("VHD footer", at, text));
         }
     } else {
@@ -117,12 +119,16 @@ fn find_footer(file: &dyn Storage, length: u64, remarks: &mut Vec<String>) -> Re
             let text = "the footer at the end is damaged or missing; its copy at the head was used";
             remarks.push(text.to_owned());
         } else if length.saturating_sub(at) < FOOTER_BYTES {
-            remarks.push("the footer has 511 bytes, as old versions of Virtual PC wrote it".to_owned());
+            remarks.push(
+                "the footer has 511 bytes, as old versions of Virtual PC wrote it".to_owned(),
+            );
         }
         return Ok(Found { footer, at });
     }
     Err(match damaged {
-        Some(at) => Error::malformed("VHD footer", at, "the checksum is wrong, and there is no sound copy"),
+        Some(at) => {
+            Error::malformed("VHD footer", at, "the checksum is wrong, and there is no sound copy")
+        }
         None => Error::wrong_format("it is no VHD: neither its end nor its start is a VHD footer"),
     })
 }
@@ -131,7 +137,9 @@ fn find_footer(file: &dyn Storage, length: u64, remarks: &mut Vec<String>) -> Re
 fn size_of_disk(footer: &Footer, at: u64, remarks: &mut Vec<String>) -> Result<u64> {
     let current = footer.current_size.get();
     if current % SECTOR != 0 {
-        remarks.push(format!("the disk's size, {current} bytes, is no multiple of a sector; the rest is left out"));
+        remarks.push(format!(
+            "the disk's size, {current} bytes, is no multiple of a sector; the rest is left out"
+        ));
     }
     let mut sectors = current / SECTOR;
     let by_geometry = footer.geometry_sectors();
@@ -159,12 +167,16 @@ impl Vhd {
     fn read_header(&self, footer_at: u64) -> Result<DynamicHeader> {
         let at = self.footer.data_offset.get();
         let mut bytes = [0; 1024];
-        if at.checked_add(HEADER_BYTES).is_none_or(|end| end > self.file.length().unwrap_or_default()) {
+        if at
+            .checked_add(HEADER_BYTES)
+            .is_none_or(|end| end > self.file.length().unwrap_or_default())
+        {
             let text = format!("the dynamic disk header at {at:#x} lies outside of the file");
             return Err(Error::malformed("VHD footer", footer_at, text));
         }
         self.file.read_exact_at(at, &mut bytes)?;
-        let header = DynamicHeader::read_from_bytes(&bytes).unwrap_or_else(|_| DynamicHeader::empty());
+        let header =
+            DynamicHeader::read_from_bytes(&bytes).unwrap_or_else(|_| DynamicHeader::empty());
         let wrong = |text: &str| Error::malformed("VHD dynamic disk header", at, text);
         if header.cookie != HEADER_COOKIE {
             return Err(wrong("its cookie is not \"cxsparse\""));
@@ -198,7 +210,9 @@ impl Vhd {
         // Entries beyond the disk's last block need not be there.
         let end = blocks.checked_mul(4).and_then(|bytes| offset.checked_add(bytes));
         if end.is_none_or(|end| end > length) || offset % 4 != 0 {
-            return Err(wrong(format!("the BAT at {offset:#x} lies outside of the file, or askew")));
+            return Err(wrong(format!(
+                "the BAT at {offset:#x} lies outside of the file, or askew"
+            )));
         }
         let bitmap_bytes = (block_size / SECTOR / 8).next_multiple_of(SECTOR);
         let table = Table { offset, blocks, entries, block_size, bitmap_bytes, header: at };

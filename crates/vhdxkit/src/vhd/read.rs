@@ -100,8 +100,7 @@ impl Vhd {
                 end = end.min(start.saturating_add(table.block_size));
                 let data = bitmap.saturating_add(table.bitmap_bytes);
                 let whole = layer.disk_type == DiskType::Dynamic;
-                let file_offset =
-                    whole.then(|| data.saturating_add(at.saturating_sub(start)));
+                let file_offset = whole.then(|| data.saturating_add(at.saturating_sub(start)));
                 return Ok((end, Place::Data { depth, file_offset }));
             }
             end = end.min(table.block_start(next));
@@ -131,7 +130,14 @@ impl Vhd {
     }
 
     /// Reads a piece of one block, by its bitmap.
-    fn read_block(&self, table: &Table, block: u64, bitmap: u64, at: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_block(
+        &self,
+        table: &Table,
+        block: u64,
+        bitmap: u64,
+        at: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
         let within = at.saturating_sub(table.block_start(block));
         let data = bitmap.saturating_add(table.bitmap_bytes);
         let length = u64::try_from(buf.len()).unwrap_or_default();
@@ -168,7 +174,11 @@ impl Vhd {
         // A parent may be shorter than its child.
         let (there, beyond) = split(buf, parent.size.saturating_sub(at));
         beyond.fill(0);
-        if there.is_empty() { Ok(()) } else { parent.read_layer(at, there).map_err(|e| parent.named(e)) }
+        if there.is_empty() {
+            Ok(())
+        } else {
+            parent.read_layer(at, there).map_err(|e| parent.named(e))
+        }
     }
 
     /// Bits of a block's bitmap, the most significant of a byte first.
@@ -225,7 +235,8 @@ impl Vhd {
             return wrong("outside of the file");
         }
         let bat = (table.offset, table.bytes());
-        if [(0, FOOTER_BYTES), (table.header, HEADER_BYTES), bat].iter().any(|t| overlap(*t, range)) {
+        if [(0, FOOTER_BYTES), (table.header, HEADER_BYTES), bat].iter().any(|t| overlap(*t, range))
+        {
             return wrong("on the file's own tables");
         }
         Ok(Some(at))

@@ -103,7 +103,8 @@ impl Vhd {
 
     fn writer(&self) -> Result<MutexGuard<'_, Writer>> {
         let writer = self.writer.as_ref();
-        let writer = writer.ok_or_else(|| Error::invalid("the disk was opened for reading only"))?;
+        let writer =
+            writer.ok_or_else(|| Error::invalid("the disk was opened for reading only"))?;
         let writer: &Mutex<Writer> = writer;
         let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         match &writer.failed {
@@ -165,7 +166,14 @@ impl Vhd {
         self.put(start, &map)
     }
 
-    fn write_new(&self, writer: &mut Writer, table: &Table, block: u64, within: u64, bytes: &[u8]) -> Result<()> {
+    fn write_new(
+        &self,
+        writer: &mut Writer,
+        table: &Table,
+        block: u64,
+        within: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
         let place = writer.tail;
         let end = place.saturating_add(table.stride());
         let entry = u32::try_from(place / SECTOR).ok().filter(|entry| *entry != UNUSED);
@@ -203,7 +211,8 @@ pub(super) fn set_bits(map: &mut [u8], first: u64, count: u64) {
     for bit in first..first.saturating_add(count) {
         let byte = usize::try_from(bit / 8).ok().and_then(|at| map.get_mut(at));
         if let Some(byte) = byte {
-            *byte |= 0x80u8.checked_shr(u32::try_from(bit % 8).unwrap_or_default()).unwrap_or_default();
+            *byte |=
+                0x80u8.checked_shr(u32::try_from(bit % 8).unwrap_or_default()).unwrap_or_default();
         }
     }
 }
