@@ -367,7 +367,7 @@ impl Error {
         }
         Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => {
-                "check that this is the right file; a VHD version 1 ends with \"conectix\", a qcow2 starts with \"QFI\""
+                "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk"
             }
             ErrorKind::LogInvalid => {
                 "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; a repair that discards the log after a full check (`vhdx check --repair --discard-log`) is to come: keep a copy of the file as it is"

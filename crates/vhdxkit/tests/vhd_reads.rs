@@ -40,20 +40,16 @@ fn guest() -> Vec<u8> {
 
 /// A dynamic file of ours with blocks 0, 1 and 2.
 fn dynamic() -> Vec<u8> {
-    let source = Disk::Raw {
-        size: guest().len() as u64,
-        storage: Arc::new(MemoryStorage::new(guest())),
-    };
+    let source =
+        Disk::Raw { size: guest().len() as u64, storage: Arc::new(MemoryStorage::new(guest())) };
     let target = MemoryStorage::empty();
     to_vhd(&source, &target, &VhdOptions::for_copy(source.size(), false), &mut ()).unwrap();
     target.to_vec()
 }
 
 fn fixed() -> Vec<u8> {
-    let source = Disk::Raw {
-        size: guest().len() as u64,
-        storage: Arc::new(MemoryStorage::new(guest())),
-    };
+    let source =
+        Disk::Raw { size: guest().len() as u64, storage: Arc::new(MemoryStorage::new(guest())) };
     let target = MemoryStorage::empty();
     to_vhd(&source, &target, &VhdOptions::new(source.size()).fixed(true), &mut ()).unwrap();
     target.to_vec()
@@ -116,13 +112,24 @@ fn disks_of_qemu_have_the_size_that_qemu_gives_them() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    for options in ["subformat=dynamic", "subformat=fixed", "subformat=dynamic,force_size=on", "subformat=fixed,force_size=on"] {
+    for options in [
+        "subformat=dynamic",
+        "subformat=fixed",
+        "subformat=dynamic,force_size=on",
+        "subformat=fixed,force_size=on",
+    ] {
         let path = dir.path().join("q.vhd");
         let name = path.to_str().unwrap();
         common::run("qemu-img", &["create", "-q", "-f", "vpc", "-o", options, name, "10000384"]);
-        common::run("qemu-io", &["-f", "vpc", "-c", "write -P 7 4096 70000", "-c", "write -P 9 5M 4k", name]);
+        common::run(
+            "qemu-io",
+            &["-f", "vpc", "-c", "write -P 7 4096 70000", "-c", "write -P 9 5M 4k", name],
+        );
         let raw = dir.path().join("q.raw");
-        common::run("qemu-img", &["convert", "-f", "vpc", "-O", "raw", name, raw.to_str().unwrap()]);
+        common::run(
+            "qemu-img",
+            &["convert", "-f", "vpc", "-O", "raw", name, raw.to_str().unwrap()],
+        );
         let (ours, theirs) = (Vhd::open(&path).unwrap(), std::fs::read(&raw).unwrap());
         assert_eq!(ours.virtual_size(), theirs.len() as u64, "{options}");
         assert!(whole(&ours).unwrap() == theirs, "{options}");
@@ -197,16 +204,22 @@ fn hostile_files_give_clear_errors() {
     };
     let footers = |at: usize, bytes: &'static [u8]| patched(&|file| patch_footers(file, at, bytes));
     let header = |at: usize, bytes: &'static [u8]| patched(&|file| patch_header(file, at, bytes));
-    let entry = |value: u32| patched(&|file| file[1536..1540].copy_from_slice(&value.to_be_bytes()));
+    let entry =
+        |value: u32| patched(&|file| file[1536..1540].copy_from_slice(&value.to_be_bytes()));
     let rows = [
         ("empty", WrongFormat, "no VHD", Vec::new()),
         ("a VHDX", WrongFormat, "no VHD", b"vhdxfile".repeat(100)),
         ("cut", WrongFormat, "no VHD", dynamic()[..400].to_vec()),
-        ("both checksums", Corrupt, "checksum", patched(&|file| {
-            let end = file.len() - 512;
-            file[70] ^= 1;
-            file[end + 70] ^= 1;
-        })),
+        (
+            "both checksums",
+            Corrupt,
+            "checksum",
+            patched(&|file| {
+                let end = file.len() - 512;
+                file[70] ^= 1;
+                file[end + 70] ^= 1;
+            }),
+        ),
         ("disk type", Unsupported, "disk type 9", footers(60, &[0, 0, 0, 9])),
         ("version", Unsupported, "0x90000", footers(12, &[0, 9, 0, 0])),
         ("size", Corrupt, "larger than", footers(48, &[0xFF; 8])),
