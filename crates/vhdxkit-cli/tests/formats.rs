@@ -92,7 +92,6 @@ fn every_format_becomes_every_other() {
                 qemu(&["compare", "-q", "-f", from_qemu, "-F", to_qemu, source, &target]);
                 qemu(&["compare", "-q", "-f", "raw", "-F", to_qemu, &original, &target]);
                 if done["virtual_size"] == sources_size {
-                    qemu(&["compare", "-s", "-q", "-f", from_qemu, "-F", to_qemu, source, &target]);
                     vhdx(&["compare", source, &target]).succeeds();
                 } else {
                     let text = vhdx(&["compare", source, &target]).exits_with(3);
@@ -367,9 +366,12 @@ fn a_child_of_a_vhd_finds_its_parent_only_where_it_may() {
     assert!(text.contains("no VHD"), "a parent was probed: {text}");
     // Its own parent: a circle.
     std::fs::remove_file(&base).unwrap();
-    std::os::unix::fs::symlink(&child, &base).unwrap();
-    let text = vhdx(&["compare", &raw, &child]).fails_with(5);
-    assert!(text.contains("circle"), "{text}");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&child, &base).unwrap();
+        let text = vhdx(&["compare", &raw, &child]).fails_with(5);
+        assert!(text.contains("circle"), "{text}");
+    }
     // Even alone it is told what it is.
     let info = json(&vhdx(&["info", "--json", &child]).succeeds());
     assert_eq!(info["parent"]["resolved"], Value::Null);

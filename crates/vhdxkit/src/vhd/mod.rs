@@ -37,7 +37,6 @@ use crate::{Error, Result};
 pub use create::VhdOptions;
 pub use read::VhdBlocks;
 
-pub(crate) use create::Plan;
 pub(crate) use open::{has_footer, open_layer};
 pub(crate) use read::Place;
 

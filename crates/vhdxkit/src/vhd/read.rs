@@ -202,7 +202,7 @@ impl Vhd {
     /// The first block from `block` on that is in the file, and where. Looks at so many entries only: with
     /// `None`, the block that it got to. Else the walk through a chain would look at the same entries of a
     /// child for each block of its parent.
-    fn present_from(&self, table: &Table, block: u64) -> Result<(u64, Option<u64>)> {
+    pub(super) fn present_from(&self, table: &Table, block: u64) -> Result<(u64, Option<u64>)> {
         let count = table.blocks.saturating_sub(block).min(ENTRIES);
         let mut bytes = [0; 4096];
         let wanted = usize::try_from(count.saturating_mul(4)).unwrap_or_default();

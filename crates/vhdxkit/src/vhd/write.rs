@@ -50,8 +50,11 @@ impl Writer {
             return Err(Error::unsupported(format!("writing to a VHD of {} blocks", table.blocks)));
         }
         let mut places = Vec::new();
-        for block in 0..table.blocks {
-            places.extend(vhd.entry(table, block)?);
+        let mut block = 0;
+        while block < table.blocks {
+            let (next, place) = vhd.present_from(table, block)?;
+            places.extend(place);
+            block = if place.is_some() { next.saturating_add(1) } else { next };
         }
         places.sort_unstable();
         for pair in places.windows(2) {
