@@ -83,8 +83,9 @@ impl Header {
             return wrong(format!("a disk of {size} bytes, more than this version reads"));
         }
         // An L2 table fills a cluster with entries of 8 bytes, 16 with extended entries.
-        let entry = if version == 3 && long(72) & 0x10 != 0 { 16 } else { 8 };
-        let covered = cluster_size.saturating_mul(cluster_size / entry);
+        let extended = version == 3 && long(72) & 0x10 != 0;
+        let per_table = if extended { cluster_size / 16 } else { cluster_size / 8 };
+        let covered = cluster_size.saturating_mul(per_table);
         let needed = size.div_ceil(covered.max(1));
         let length = file.length()?;
         if entries > MAX_L1_ENTRIES || u64::from(entries) < needed {

@@ -8,6 +8,8 @@ use super::format::{FOOTER_BYTES, HEADER_BYTES, SECTOR, UNUSED};
 use super::open::overlap;
 use super::{Table, Vhd};
 
+/// The bits of a byte, in the order of the sectors that they stand for.
+const BITS: [u8; 8] = [0x80, 0x40, 0x20, 0x10, 8, 4, 2, 1];
 /// BAT entries that are looked at at once, to pass by what is not there.
 const ENTRIES: u64 = 1024;
 
@@ -187,7 +189,7 @@ impl Vhd {
         let end = first.saturating_add(count).div_ceil(8);
         let mut bytes = vec![0; usize::try_from(end.saturating_sub(start)).unwrap_or_default()];
         self.file.read_exact_at(bitmap.saturating_add(start), &mut bytes)?;
-        let all = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1));
+        let all = bytes.iter().flat_map(|byte| BITS.map(|bit| byte & bit != 0));
         let skip = usize::try_from(first % 8).unwrap_or_default();
         Ok(all.skip(skip).take(usize::try_from(count).unwrap_or_default()).collect())
     }
