@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vhdxkit::OpenOptions;
 use vhdxkit::ops::disk::Source;
-use vhdxkit::storage::{MemoryStorage, Storage};
+use vhdxkit::storage::MemoryStorage;
 use vhdxkit::vhd::{Vhd, VhdOptions};
 
 const SIZE: u64 = (1 << 20) + 1536;

@@ -55,7 +55,7 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
             parent.display()
         )?;
     }
-    if options.is_fixed() && options.virtual_size() % (1 << 20) != 0 {
+    if options.is_fixed() && !options.virtual_size().is_multiple_of(1 << 20) {
         writeln!(out, "  Azure does not take it: its size is no multiple of 1 MiB")?;
     }
     Ok(())

@@ -136,7 +136,7 @@ fn find_footer(file: &dyn Storage, length: u64, remarks: &mut Vec<String>) -> Re
 /// See the head of the module for who means what.
 fn size_of_disk(footer: &Footer, at: u64, remarks: &mut Vec<String>) -> Result<u64> {
     let current = footer.current_size.get();
-    if current % SECTOR != 0 {
+    if !current.is_multiple_of(SECTOR) {
         remarks.push(format!(
             "the disk's size, {current} bytes, is no multiple of a sector; the rest is left out"
         ));
@@ -209,7 +209,7 @@ impl Vhd {
         let offset = header.table_offset.get();
         // Entries beyond the disk's last block need not be there.
         let end = blocks.checked_mul(4).and_then(|bytes| offset.checked_add(bytes));
-        if end.is_none_or(|end| end > length) || offset % 4 != 0 {
+        if end.is_none_or(|end| end > length) || !offset.is_multiple_of(4) {
             return Err(wrong(format!(
                 "the BAT at {offset:#x} lies outside of the file, or askew"
             )));
