@@ -7,7 +7,7 @@ use std::panic::catch_unwind;
 use std::path::PathBuf;
 
 #[path = "../../../fuzz/src/vhd.rs"]
-mod target;
+pub mod target;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/vhd")

@@ -84,7 +84,7 @@ fn images_of_others_give_their_guests_bytes() {
         let sum: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!((bytes.len(), sum.as_str()), (10_485_760, sha256), "{packed}");
         assert!(disk.remarks().is_empty(), "{packed}: {:?}", disk.remarks());
-        assert!(vhd::read(&[before.clone()]) == bytes);
+        assert!(vhd::read(std::slice::from_ref(&before)) == bytes);
         // The runs tell nothing wrong: a copy by them is the same disk.
         let copy = MemoryStorage::empty();
         to_vhd(&disk, &copy, &VhdOptions::for_copy(disk.virtual_size(), false), &mut ()).unwrap();
