@@ -186,8 +186,8 @@ fn raw_and_vhdx_convert_into_each_other() {
         vec!["convert", &raw, "-", "--to", "vhdx"],
         vec!["convert", &raw, "x.vhdx", "--block-size", "3M"],
         vec!["convert", &image, "x.raw", "--fixed"],
-        vec!["convert", &image, "x.qcow2"],
-        vec!["convert", &raw, "x.raw"],
+        vec!["convert", &image, "x.vmdk"],
+        vec!["convert", &image, "x.unknown"],
     ] {
         vhdx(&arguments).fails_with(1);
     }

@@ -65,10 +65,11 @@ pub(crate) struct Cli {
 /// The sub-commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Tell what an image is: type, sizes, identity, blocks, state of its log.
+    /// Tell what an image is: type, sizes, identity, blocks, state of its log. Of VHDX, VHD, qcow2 and raw.
     #[command(before_help = "\
 Examples:
   vhdx info disk.vhdx
+  vhdx info old.vhd
   vhdx info --chain newest.avhdx         a checkpoint and its parents
   vhdx info --json disk.vhdx | jq .log.state")]
     Info(InfoArgs),
@@ -116,6 +117,8 @@ Examples:
   vhdx create disk.vhdx 64G --block-size 1M       small blocks, for Linux
   vhdx create disk.vhdx 20G --fixed --preallocate all of its space taken now
   vhdx create work.avhdx --parent disk.vhdx       a child of disk.vhdx
+  vhdx create azure.vhd 30G --fixed               a VHD, as Azure takes it
+  vhdx create work.vhd --parent disk.vhd          a child of a VHD
 
 Hyper-V refuses files that are sparse on NTFS, compressed or encrypted. A dynamic disk is sparse only \
 while it is being written here; --preallocate makes a file that has no holes at all.")]
@@ -189,7 +192,7 @@ Examples:
   vhdx set copy.vhdx --new-disk-id                 a copy beside its source
   vhdx set disk.vhdx --physical-sector-size 512")]
     Set(SetArgs),
-    /// Copy a disk to another format or shape: raw and VHDX, either way round.
+    /// Copy a disk to another format or shape: VHDX, VHD (version 1), qcow2 and raw, any way round.
     #[command(before_help = "\
 Examples:
   vhdx convert disk.vhdx disk.raw                a sparse raw file
@@ -198,6 +201,14 @@ Examples:
   vhdx convert old.vhdx new.vhdx --block-size 1M another block size
   vhdx convert newest.avhdx flat.vhdx            a checkpoint as one disk
   vhdx convert disk.vhdx fixed.vhdx --fixed --preallocate
+  vhdx convert disk.vhdx azure.vhd --fixed       what Azure takes
+  vhdx convert old.vhd new.vhdx                  from Virtual PC or Azure
+  vhdx convert disk.vhdx disk.qcow2              for QEMU
+
+Azure wants a VHD that is fixed and whose size is a multiple of 1 MiB: --fixed with a VHD rounds the size \
+up to that, and says so. A source's format is recognised by its contents; the guest of a raw disk can \
+write what looks like another format, so say `--from raw` when you know it. No parent is opened but in \
+its child's format and where --parents allows it; a qcow2 image over a backing file is refused.
 
 A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the \
 copy. The copy appears under its name only when it is complete; a command that was killed may leave a \
@@ -209,12 +220,13 @@ copy. The copy appears under its name only when it is complete; a command that w
 Examples:
   vhdx measure 64G --fixed
   vhdx measure disk.raw --block-size 1M
+  vhdx measure disk.vhdx --to vhd --fixed
   vhdx measure --json disk.vhdx | jq .required
 
 A copy is judged by where its source says that it holds data, which is not read: what is stored but \
 zero will make the copy smaller than this.")]
     Measure(MeasureArgs),
-    /// Compare what two disks show the guest. VHDX and raw, either way round.
+    /// Compare what two disks show the guest. VHDX, VHD, qcow2 and raw, any way round.
     #[command(before_help = "\
 Examples:
   vhdx compare disk.vhdx disk.raw
@@ -408,6 +420,9 @@ pub(crate) struct InfoArgs {
     /// Tell of the parents, too, child first.
     #[arg(long)]
     pub(crate) chain: bool,
+    /// Format of the file; recognised without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<FormatName>,
     /// Count the blocks even where that means reading a very large table.
     #[arg(long)]
     pub(crate) count_blocks: bool,
@@ -527,6 +542,10 @@ pub(crate) enum FormatName {
     Vhdx,
     /// The disk's bytes, nothing else.
     Raw,
+    /// A VHD, version 1.
+    Vhd,
+    /// A qcow2 image without a backing file.
+    Qcow2,
 }
 
 impl From<FormatName> for DiskFormat {
@@ -534,6 +553,8 @@ impl From<FormatName> for DiskFormat {
         match name {
             FormatName::Vhdx => Self::Vhdx,
             FormatName::Raw => Self::Raw,
+            FormatName::Vhd => Self::Vhd,
+            FormatName::Qcow2 => Self::Qcow2,
         }
     }
 }

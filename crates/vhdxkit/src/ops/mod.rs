@@ -6,6 +6,9 @@ pub mod compare;
 pub mod disk;
 pub mod export;
 pub mod import;
+#[cfg(feature = "qcow2")]
+pub mod import_qcow2;
+pub mod import_vhd;
 pub mod inspect;
 pub mod measure;
 pub mod merge;
