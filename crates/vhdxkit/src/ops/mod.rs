@@ -10,6 +10,7 @@ pub mod measure;
 pub mod merge;
 pub mod partitions;
 pub mod relink;
+pub mod repair;
 pub mod timeline;
 
 mod buffer;
