@@ -43,13 +43,15 @@ pub enum Class {
     ChildCreate,
     /// Merging a child into its parent, after up to four operations on it.
     Merge,
+    /// Repairing each fault that can be mended, and undoing that.
+    Repair,
     /// Changes of metadata items, of a child's way to its parent among them.
     Items,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
@@ -66,6 +68,7 @@ impl Class {
         Self::ChildLong,
         Self::ChildCreate,
         Self::Merge,
+        Self::Repair,
         Self::Items,
     ];
 
@@ -89,6 +92,7 @@ impl Class {
             Self::ChildLong => "child, several epochs of the log",
             Self::ChildCreate => "create a child",
             Self::Merge => "merge a child, two files",
+            Self::Repair => "repair, and undoing it",
             Self::Items => "metadata items: relink, identity",
         }
     }
@@ -159,7 +163,7 @@ impl Class {
                 let starts = [Start::ChildRecycled, Start::Child, Start::ChildBorder];
                 Some(long(starts[index % 3], index, seed))
             }
-            Self::Recovery | Self::Create | Self::ChildCreate => None,
+            Self::Recovery | Self::Create | Self::ChildCreate | Self::Repair => None,
         }
     }
 }

@@ -316,6 +316,9 @@ impl<'a> Entries<'a> {
         mut to: u64,
         copies: &mut Vec<super::draft::Copy>,
     ) -> Result<u64> {
+        if self.clashes.is_empty() {
+            return Ok(to);
+        }
         for Clash { index, raw, length } in std::mem::take(&mut self.clashes) {
             let from = raw.file_offset();
             let geometry = self.rules.geometry;

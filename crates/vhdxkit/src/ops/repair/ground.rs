@@ -175,20 +175,19 @@ fn choose(
     }
     let [first, _] = HEADER_OFFSETS;
     put(scratch, first, &[0; 4])?;
-    findings_without_pair(scratch, findings).map(Some)
+    let chosen = read_chosen(scratch, findings)?;
+    findings.note(tie);
+    Ok(Some(chosen))
 }
 
 /// Reads the headers again, one copy having been put aside.
-fn findings_without_pair(scratch: &Overlay, findings: &mut Findings) -> Result<HeaderPair> {
+fn read_chosen(scratch: &Overlay, findings: &mut Findings) -> Result<HeaderPair> {
+    let mut again = Findings::tolerant();
+    let headers = HeaderPair::read(scratch, &mut again)?;
     *findings = Findings::tolerant();
-    let headers = HeaderPair::read(scratch, findings)?;
-    let list: Vec<Defect> = findings.list().to_vec();
-    *findings = Findings::tolerant();
-    for defect in list {
-        if !matches!(defect, Defect::HeaderCopyInvalid { .. }) {
-            findings.report(defect)?;
-        }
-    }
+    let others =
+        again.list().iter().filter(|defect| !matches!(defect, Defect::HeaderCopyInvalid { .. }));
+    others.for_each(|defect| findings.note(defect.clone()));
     Ok(headers)
 }
 
@@ -229,8 +228,10 @@ impl Ground {
                         "the log is empty, so nothing is lost with the old one",
                     );
                 }
+                // The choice is made, and takes effect with the next header.
+                Defect::HeaderTie { .. } => self.heal_headers = true,
                 // Judged with the log, which cannot be read.
-                Defect::LogGeometry { .. } | Defect::HeaderTie { .. } => {}
+                Defect::LogGeometry { .. } => {}
                 other => {
                     report.beyond(other, "this version does not know what the file then means");
                     return false;

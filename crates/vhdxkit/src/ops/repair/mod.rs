@@ -36,7 +36,8 @@
 //! 6. Metadata, through the log like everything else that changes tables: region tables in one entry, pages of the
 //!    block table in entries of at most 14 pages, each of which leaves the file better than the one before. Each
 //!    entry is durable before its pages are written in place.
-//! 7. The log is retired; then the second header copy, and the cut of free space at the end.
+//! 7. The log is retired; then free space at the end is cut off; then the second header copy, by which an undo
+//!    knows that the repair was completed.
 //!
 //! So a crash at any point leaves the file as it was, or partly mended, and a second repair completes it. The undo
 //! file restores it from any of these states.
@@ -57,8 +58,9 @@ use std::sync::Arc;
 
 use crate::defect::{Defect, Severity};
 use crate::findings::Findings;
-use crate::format::GuidSource;
+use crate::format::{Guid, GuidSource};
 use crate::storage::{FileStorage, OpenMode, Overlay, Storage, StorageExt};
+use crate::view::headers::HeaderPair;
 use crate::{Error, Result};
 
 use super::check::check;
@@ -129,6 +131,10 @@ pub(crate) struct Changes {
     pub(crate) length_before: u64,
     pub(crate) length_after: u64,
     pub(crate) new_identity: bool,
+    /// FileWriteGuid of every header that is written.
+    pub(crate) session: Guid,
+    /// SequenceNumber of the last one.
+    pub(crate) last_sequence: u64,
 }
 
 impl std::fmt::Debug for Plan {
@@ -193,11 +199,14 @@ pub fn plan(
         });
     }
     report.note_left(&after);
+    let written = HeaderPair::inspect(&*target)?.current().clone();
     let changes = Changes {
         ranges: pages_within(&target.changes(), length),
         length_before: length,
         length_after: target.length()?,
         new_identity: actions.new_identity,
+        session: written.file_write_guid,
+        last_sequence: written.sequence_number.get(),
     };
     let result: Option<Arc<dyn Storage>> = Some(target);
     Ok(Plan { before, after, report, actions: Some(actions), changes, result, seed })
@@ -337,9 +346,8 @@ impl Plan {
     /// # Errors
     /// Reading the image or writing the undo file fails.
     pub fn write_undo(&self, image: &dyn Storage, name: &str, to: &dyn Storage) -> Result<()> {
-        let session = GuidSource::seeded(self.seed).guid();
         let new = self.result.as_deref().unwrap_or(image);
-        undo::write(&self.changes, session, image, new, name, to)
+        undo::write(&self.changes, image, new, name, to)
     }
 
     /// Carries the repair out in the file that it was thought out for, which must not have changed since.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! magic "vhdxundo" | version | CRC-32C of the whole file, this field zero | length of the whole file
-//! length of the image before | after | FileWriteGuid of the repair | length of the name | number of records
+//! length of the image before | after | FileWriteGuid of the repair | its last SequenceNumber
+//! length of the name | number of records
 //! the image's name
 //! records: file offset | bytes | CRC-32C of the new contents | 1: the old contents follow, 0: they were zeros
 //! the old contents, one record's after another's
@@ -13,7 +14,7 @@
 //!
 //! * A valid header copy that is neither one of the old ones nor of the repair: another image, or this one after
 //!   somebody wrote it. Restoring would destroy what was written: refused.
-//! * Both copies are the repair's: it was completed. Everything it wrote must still be there; otherwise somebody
+//! * Both copies are the repair's last ones: it was completed. Everything it wrote must still be there; otherwise somebody
 //!   wrote the image by other means: refused.
 //! * Anything else is a repair or an undo that was interrupted: torn sectors may hold anything, and are restored.
 //!
@@ -57,12 +58,13 @@ struct Head {
     length_before: U64,
     length_after: U64,
     session: Guid,
+    last_sequence: U64,
     name_length: U32,
     records: U32,
 }
 
-const HEAD_LENGTH: u64 = 64;
-const _: () = assert!(size_of::<Head>() == 64);
+const HEAD_LENGTH: u64 = 72;
+const _: () = assert!(size_of::<Head>() == 72);
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -109,7 +111,6 @@ impl Summed<'_> {
 /// Writes an undo file to `to`, which must be empty, and makes it durable. `new` shows the image as it will be.
 pub(super) fn write(
     changes: &Changes,
-    session: Guid,
     image: &dyn Storage,
     new: &dyn Storage,
     name: &str,
@@ -149,7 +150,8 @@ pub(super) fn write(
         length: U64::new(length),
         length_before: U64::new(changes.length_before),
         length_after: U64::new(changes.length_after),
-        session,
+        session: changes.session,
+        last_sequence: U64::new(changes.last_sequence),
         name_length: U32::new(name_length),
         records: U32::new(count),
     };
@@ -219,7 +221,7 @@ impl<'a> Undo<'a> {
     pub fn read(file: &'a dyn Storage) -> Result<Self> {
         let damaged = |why: &str| Error::invalid(format!("this is no whole undo file: {why}"));
         let length = file.length()?;
-        let mut head = [0; 64];
+        let mut head = [0; 72];
         if file.read_zero_filled(0, &mut head)? < head.len() {
             return Err(damaged("it is too short"));
         }
@@ -332,17 +334,20 @@ impl<'a> Undo<'a> {
     }
 
     fn found(&self, image: &dyn Storage) -> Result<Found> {
-        let mut ours = 0;
+        let mut last = 0u64;
+        let final_pair =
+            [self.head.last_sequence.get(), self.head.last_sequence.get().saturating_sub(1)];
         for (copy, offset) in HEADER_OFFSETS.iter().enumerate() {
             let Ok(header) = read_copy(image, copy)? else { continue };
             let old = self.old_header(*offset)?;
             if header.file_write_guid == self.head.session {
-                ours = 1u8.saturating_add(ours);
+                last = last
+                    .saturating_add(u64::from(final_pair.contains(&header.sequence_number.get())));
             } else if old.as_deref() != Some(header.as_bytes()) {
                 return Ok(Found::Foreign);
             }
         }
-        Ok(if ours == 2 { Found::Completed } else { Found::Interrupted })
+        Ok(if last == 2 { Found::Completed } else { Found::Interrupted })
     }
 
     /// What a header copy was.

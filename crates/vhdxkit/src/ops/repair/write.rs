@@ -112,13 +112,13 @@ pub(super) fn carry_out(
     fill_new_space(storage, actions, copies, progress)?;
     synced(storage, &mut headers)?;
     if !actions.logged.is_empty() {
-        commit(storage, actions, guids)?;
-    } else {
-        headers.put_second(storage)?;
+        headers = commit(storage, actions, guids)?;
     }
     if let Some(length) = actions.cut_to {
         storage.set_len(length).map_err(|e| Error::io("cannot cut the file", length, e))?;
+        synced(storage, &mut headers)?;
     }
+    headers.put_second(storage)?;
     sync(storage)
 }
 
@@ -199,7 +199,7 @@ fn write_page(storage: &dyn Storage, offset: u64, page: &[u8]) -> Result<()> {
 }
 
 /// The changed pages, entry by entry, each durable before it is put in place; then the log is retired.
-fn commit(storage: &dyn Storage, actions: &Actions, guids: &GuidSource) -> Result<()> {
+fn commit(storage: &dyn Storage, actions: &Actions, guids: &GuidSource) -> Result<HeaderWriter> {
     let headers = HeaderPair::read(storage, &mut Findings::tolerant())?;
     let mut log = LogWriter::new(headers, guids)?;
     let length = storage.length()?;
@@ -227,7 +227,7 @@ fn commit(storage: &dyn Storage, actions: &Actions, guids: &GuidSource) -> Resul
     sync_log(storage, &mut log)?;
     log.retire(storage)?;
     sync_log(storage, &mut log)?;
-    log.headers().put_second(storage)
+    Ok(HeaderWriter::new(log.headers().pair().clone()))
 }
 
 fn sync_log(storage: &dyn Storage, log: &mut LogWriter) -> Result<()> {
