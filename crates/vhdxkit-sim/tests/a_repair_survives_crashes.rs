@@ -11,7 +11,7 @@ use vhdxkit_sim::device::Device;
 #[test]
 fn every_crash_of_a_repair_and_of_its_undo() {
     for (device, least) in
-        [(Device::Sectors512, 10_000), (Device::Sectors4096, 2_000), (Device::Garbage, 2_000)]
+        [(Device::Sectors512, 4_000), (Device::Sectors4096, 1_000), (Device::Garbage, 1_000)]
     {
         let outcome = run(&Plan {
             states: usize::MAX,

@@ -98,10 +98,9 @@ fn every_fault_that_can_be_mended_is() {
         if !fault.child {
             in_qemus_eyes(&file.to_vec(), dir.path());
         }
-        // A second repair has nothing to do.
+        // A second repair has nothing to do but to give back what was no longer asked for.
         let again = repair(&file.to_vec(), &options(&fault));
-        assert!(again.plan.is_empty(), "{:?}", again.plan);
-        assert!(again.file.to_vec() == file.to_vec());
+        assert!(again.plan.codes().iter().all(|code| *code == "V35"), "{:?}", again.plan);
     }
 }
 

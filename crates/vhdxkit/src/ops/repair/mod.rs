@@ -179,7 +179,12 @@ pub fn plan(
             seed,
         });
     };
-    let known = check(Arc::clone(&base), &mut ())?;
+    // What the log, or a damaged identifier, has hidden so far.
+    let hidden = actions.identifier || actions.discard || actions.replay;
+    let known = match hidden {
+        true => check(Arc::clone(&base), &mut ())?,
+        false => Findings::default(),
+    };
     let moved = Moved::new(Arc::clone(&file), base, &actions.copies)?;
     let target = Overlay::new(Arc::new(moved));
     let target = Arc::new(target.map_err(|e| Error::io_whole("cannot tell a length", e))?);
@@ -329,6 +334,13 @@ impl Plan {
         self.changes.new_identity
     }
 
+    /// The DataWriteGuid by which children know the disk now, when it will be another one.
+    #[must_use]
+    pub fn identity_given_up(&self) -> Option<Guid> {
+        let actions = self.actions.as_ref().filter(|actions| actions.new_identity);
+        actions.map(|actions| actions.headers.current().data_write_guid)
+    }
+
     /// Bytes of the file, within its present length, that are written over.
     #[must_use]
     pub fn changed_bytes(&self) -> u64 {
@@ -413,14 +425,15 @@ impl Repair {
         undo::save(&self.path, |name, to| self.plan.write_undo(&*self.file, name, to)).map(Some)
     }
 
-    /// Carries the repair out.
+    /// Carries the repair out and gives the image free.
     ///
     /// # Errors
     /// As [`Plan::carry_out`].
     pub fn carry_out(self, progress: &mut dyn Progress) -> Result<Plan> {
         let named = |e: Error| e.in_file(&self.path);
         self.plan.carry_out(&*self.file, progress).map_err(named)?;
-        Ok(self.plan)
+        // It reads the file.
+        Ok(Plan { result: None, ..self.plan })
     }
 }
 

@@ -66,10 +66,6 @@ impl Unshifted {
             first: *first,
         })
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// What a search finds.
