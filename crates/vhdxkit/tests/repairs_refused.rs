@@ -61,7 +61,7 @@ fn what_cannot_be_mended_is_left_byte_for_byte() {
                 }
             }),
         ),
-        ("V14", sealed(|bytes| bytes.truncate(2 << 20))),
+        ("V14", sealed(|bytes| bytes.truncate(3 << 20))),
         ("V17", sealed(|bytes| bytes[2 << 20] = 0)),
         ("V21", sealed(|bytes| bytes[(2 << 20) + 0x1_0000] = 1)),
         ("V26", state_four),
