@@ -276,9 +276,7 @@ impl Shared<'_> {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         let beyond = self.plan.only.is_some_and(|only| number > only);
                         let Some(fault) = faults.get(number).filter(|_| !beyond) else { break };
-                        if self.stop.load(Ordering::Relaxed)
-                            || self.started.elapsed() > self.plan.limit
-                        {
+                        if self.enough(Class::Repair) {
                             break;
                         }
                         let case = repair::Case::new(fault.clone());
@@ -299,6 +297,9 @@ impl Shared<'_> {
         let class = Class::Repair;
         let windows = self.plan.device.windows(windows);
         for (number, window) in windows.iter().enumerate() {
+            if self.enough(class) {
+                return;
+            }
             let atoms = Atoms::new(window, repair::METADATA_END, self.plan.device);
             self.tally(class, |tally| tally.windows += 1);
             for survivors in atoms.survivors(mix(self.plan.seed ^ number as u64)) {

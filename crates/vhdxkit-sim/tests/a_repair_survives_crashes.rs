@@ -1,6 +1,6 @@
 //! A power loss in the middle of a repair, or of undoing one, costs nothing: a second repair comes to the end of
-//! the first, and the undo file restores every byte. Every state of every window, on each kind of disk that keeps
-//! its word.
+//! the first, and the undo file restores every byte. Every state of every window; `vhdxkit-sim crash --class Repair --device`
+//! has the other kinds of disks.
 
 use std::time::Duration;
 
@@ -10,24 +10,20 @@ use vhdxkit_sim::device::Device;
 
 #[test]
 fn every_crash_of_a_repair_and_of_its_undo() {
-    for (device, least) in
-        [(Device::Sectors512, 4_000), (Device::Sectors4096, 1_000), (Device::Garbage, 1_000)]
-    {
-        let outcome = run(&Plan {
-            states: usize::MAX,
-            classes: vec![Class::Repair],
-            device,
-            seed: 1,
-            threads: 2,
-            depth_two: 199,
-            qemu: 0,
-            fail_fast: false,
-            limit: Duration::from_secs(600),
-            only: None,
-        });
-        println!("{device:?} in {:?}\n{}", outcome.time, outcome.table());
-        let failures: Vec<&String> = outcome.failures().collect();
-        assert!(failures.is_empty(), "{} on {device:?}, first:\n{}", failures.len(), failures[0]);
-        assert!(outcome.distinct() >= least, "only {} states", outcome.distinct());
-    }
+    let outcome = run(&Plan {
+        states: usize::MAX,
+        classes: vec![Class::Repair],
+        device: Device::Sectors512,
+        seed: 1,
+        threads: 2,
+        depth_two: 999,
+        qemu: 0,
+        fail_fast: false,
+        limit: Duration::from_secs(600),
+        only: None,
+    });
+    println!("in {:?}\n{}", outcome.time, outcome.table());
+    let failures: Vec<&String> = outcome.failures().collect();
+    assert!(failures.is_empty(), "{}, first:\n{}", failures.len(), failures[0]);
+    assert!(outcome.distinct() >= 4000, "only {} states", outcome.distinct());
 }

@@ -189,6 +189,7 @@ fn logs() -> Vec<Fault> {
             .fault(|bytes, _| bytes.truncate((length - MIB) as usize))
             .losing(5 * MIB..6 * MIB)
             .on_word(),
+        of("I-DIRTY", "a log that needs replay", allocates.clone()).fault(|_, _| {}),
         of("V32", "an offset under ZERO in a file whose log needs replay", allocates.clone())
             .fault(|bytes, image| {
                 // In the log's own copy of the page, and in the page.

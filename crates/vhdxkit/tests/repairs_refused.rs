@@ -139,12 +139,29 @@ fn a_page_that_may_be_shifted_is_not_cleared() {
     let image = Image::dynamic(16 * MIB).creator("QEMU v7.2.0").block(0, Contents::Pattern(1));
     let mut bytes = image.build_vec();
     // Behind the last entry; the rest of the page is not as QEMU would have it.
-    put_u64(&mut bytes, image.layout().bat_offset + 8 * 16, image.layout().blocks[&0] | 6);
+    let place = bytes.len() as u64;
+    bytes.resize(bytes.len() + (1 << 20), 0x77);
+    put_u64(&mut bytes, image.layout().bat_offset + 8 * 16, place | 6);
     put_u64(&mut bytes, image.layout().bat_offset + 8 * 9, 900 * MIB | 2);
     let file = Arc::new(MemoryStorage::new(bytes));
     let plan = plan(file, &RepairOptions::default(), &mut ()).unwrap();
     assert!(plan.is_empty());
     assert!(plan.left().iter().any(|left| left.why.contains("8.0")), "{plan:?}");
+}
+
+/// Junk is junk where it names nothing that is not another's: real files have it.
+#[test]
+fn junk_in_a_disk_of_qemus_is_cleared() {
+    let image = Image::dynamic(5 << 30).creator("QEMU v7.2.0").block(0, Contents::Pattern(1));
+    for junk in [image.layout().blocks[&0] | 6, 900 * MIB | 6, 3] {
+        let mut bytes = image.build_vec();
+        put_u64(&mut bytes, image.layout().bat_offset + 8 * 4096, junk);
+        let file = Arc::new(MemoryStorage::new(bytes));
+        let plan = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+        plan.carry_out(&*file, &mut ()).unwrap();
+        assert_eq!(plan.codes(), ["V26"], "{plan:?}");
+        assert!(check(file, &mut ()).unwrap().list().is_empty());
+    }
 }
 
 fn some_fault(code: &str) -> Fault {

@@ -267,6 +267,12 @@ impl Ground {
                     );
                 }
                 self.judge_length(scratch, report)?;
+                let entries = self.log.active().map_or(0, |active| active.entries().len());
+                report.step_of(
+                    "I-DIRTY",
+                    format!("replay the log ({entries} entries) and retire it"),
+                    "the changes were made durable in the log, and every reader applies them",
+                );
                 self.replay = true;
                 Ok(true)
             }

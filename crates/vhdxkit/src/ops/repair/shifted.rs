@@ -17,8 +17,8 @@
 //! * with all such pages moved back nothing in the file overlaps;
 //! * the entry that fell off is none of a block, or no space is left over that it could have named.
 //!
-//! Anything less is doubtful, and is left alone: what looks like junk may be the only thing that still says
-//! where a block is.
+//! Anything less is doubtful, and is left alone, when what looks like junk names a place in the file that nobody
+//! else claims: it may be the only thing that still says where a block is.
 
 use std::collections::BTreeMap;
 
@@ -102,10 +102,11 @@ impl Search<'_> {
         if suspects.is_empty() {
             return Ok(Shifted::None);
         }
+        let unclaimed = self.space.clone();
         let mut mended = BTreeMap::new();
         let mut lost_a_block = false;
         for first in suspects {
-            let Some(page) = self.moved_back(first)? else { return Ok(Shifted::Doubtful) };
+            let Some(page) = self.moved_back(first)? else { return self.doubt(unclaimed) };
             let last = geometry.slot(first.saturating_add(ENTRIES_PER_PAGE.saturating_sub(1)));
             lost_a_block |= matches!(last, BatSlot::Payload(_));
             mended.insert(first, page);
@@ -113,8 +114,29 @@ impl Search<'_> {
         let mended = Unshifted(mended);
         match self.fits(&mended, lost_a_block)? {
             true => Ok(Shifted::Certain(mended)),
-            false => Ok(Shifted::Doubtful),
+            false => self.doubt(unclaimed),
         }
+    }
+
+    /// What stands where no block's entry is may be junk: then it names no place, or one that is another's.
+    fn doubt(&self, mut space: SpaceMap) -> Result<Shifted> {
+        let (rules, geometry) = (self.rules, self.rules.geometry);
+        let block_size = u64::from(geometry.block_size());
+        let mut odd = Vec::new();
+        walk(self.storage, rules.bat_offset, self.entries(), &mut |stretch| {
+            for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+                match (geometry.slot(index), rules.owned(raw)) {
+                    (BatSlot::Payload(_), Some(place)) => drop(space.claim(place, block_size)),
+                    (BatSlot::Payload(_), None) => {}
+                    _ if odd.len() < MOST_PAGES => odd.push(raw),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })?;
+        let mut traces = odd.into_iter().filter(|raw| self.is_present(*raw));
+        let free = |raw: RawEntry| space.claim(raw.file_offset(), block_size).is_none();
+        Ok(if traces.any(free) { Shifted::Doubtful } else { Shifted::None })
     }
 
     /// Entries of the table and of the rest of its last page.
