@@ -190,13 +190,14 @@ fn logs() -> Vec<Fault> {
             .losing(5 * MIB..6 * MIB)
             .on_word(),
         of("I-DIRTY", "a log that needs replay", allocates.clone()).fault(|_, _| {}),
-        of("V32", "an offset under ZERO in a file whose log needs replay", allocates.clone())
-            .fault(|bytes, image| {
+        of("V32", "an offset under ZERO in a file whose log needs replay", allocates).fault(
+            |bytes, image| {
                 // In the log's own copy of the page, and in the page.
                 let at = image.layout().log_entry_offset(0) + 4096 + 8 * 7;
-                put_u64(bytes, at, 900 * MIB | 2);
+                put_u64(bytes, at, (900 * MIB) | 2);
                 crate::reseal_log_entry(bytes, image.layout().log_entry_offset(0), MIB, MIB);
-            }),
+            },
+        ),
     ]
 }
 
@@ -242,7 +243,7 @@ fn entries() -> Vec<Fault> {
         of("V26", "a partially present block in a disk without a parent", sound())
             .fault(|bytes, image| entry(bytes, image, 5, place(image, 5) | 7)),
         of("V26", "junk in the entry of a sector bitmap", large())
-            .fault(|bytes, image| entry(bytes, image, 4096, 77 * MIB | 6))
+            .fault(|bytes, image| entry(bytes, image, 4096, (77 * MIB) | 6))
             .shows(MIB, vec![0x44; 1 << 20])
             .shows(4 << 30, vec![0; 512]),
         of("V26", "junk in the entry of a child's sector bitmap", whole())
@@ -252,7 +253,7 @@ fn entries() -> Vec<Fault> {
             .fault(|bytes, image| entry(bytes, image, 4096, 6))
             .shows(MIB, vec![0x44; 1 << 20]),
         of("V29", "a child's sector bitmap behind the end, and without need", whole())
-            .fault(|bytes, image| entry(bytes, image, 4096, 900 * MIB | 6))
+            .fault(|bytes, image| entry(bytes, image, 4096, (900 * MIB) | 6))
             .shows(MIB, vec![0x44; 1 << 20]),
         of("V27", "reserved bits of an entry are set", sound()).fault(|bytes, image| {
             entry(bytes, image, 2, place(image, 2) | 0x1_0008 | 6);
@@ -263,7 +264,7 @@ fn entries() -> Vec<Fault> {
             .shows(MIB, vec![0x44; 1 << 20])
             .shows(4 * MIB, vec![0x77; 1024]),
         of("V32", "offsets under ZERO and NOT_PRESENT", sound()).fault(|bytes, image| {
-            entry(bytes, image, 7, 900 * MIB | 2);
+            entry(bytes, image, 7, (900 * MIB) | 2);
             entry(bytes, image, 9, place(image, 2));
         }),
         of("V28", "a block without a place", sound())
@@ -274,7 +275,7 @@ fn entries() -> Vec<Fault> {
             .fault(|bytes, _| bytes.truncate(bytes.len() - 300_000))
             .losing(6 * MIB - 300_000..6 * MIB),
         of("V29", "a block lies behind the end of the file", sound())
-            .fault(|bytes, image| entry(bytes, image, 5, 900 * MIB | 6))
+            .fault(|bytes, image| entry(bytes, image, 5, (900 * MIB) | 6))
             .losing(5 * MIB..6 * MIB)
             .on_word(),
         of("M-BATSHIFT", "a page of the table is shifted by one entry", by_qemu())

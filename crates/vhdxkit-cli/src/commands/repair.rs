@@ -222,7 +222,7 @@ fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io:
         match before == after {
             true => writeln!(out, "; its length stays")?,
             false => {
-                writeln!(out, "; its length changes from {} to {}", size(before), size(after))?
+                writeln!(out, "; its length changes from {} to {}", size(before), size(after))?;
             }
         }
         if plan.lost_bytes() == 0 {

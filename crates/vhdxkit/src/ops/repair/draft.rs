@@ -7,9 +7,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::format::limits::MAX_REPAIR_PAGES;
-use crate::format::{LOG_SECTOR, LOG_SECTOR_LEN};
+use crate::format::{KIB, LOG_SECTOR_LEN};
 use crate::storage::{Storage, StorageExt};
 use crate::{Error, Result};
+
+/// Bytes of a page: what a log entry carries.
+pub(super) const PAGE: u64 = 4 * KIB;
 
 /// Bytes of the file that get a second place, behind everything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,11 +140,10 @@ impl Pages {
 
     /// Puts bytes at a file offset; those that stand there already cost nothing.
     pub(super) fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let page_length = u64::from(LOG_SECTOR);
         let (mut at, mut rest) = (offset, bytes);
         while !rest.is_empty() {
-            let number = at / page_length;
-            let start = number.saturating_mul(page_length);
+            let number = at / PAGE;
+            let start = number.saturating_mul(PAGE);
             let within = usize::try_from(at.saturating_sub(start)).unwrap_or_default();
             let room = LOG_SECTOR_LEN.saturating_sub(within).min(rest.len());
             let (now, later) = rest.split_at_checked(room).unwrap_or((rest, &[]));

@@ -66,7 +66,7 @@ use crate::{Error, Result};
 use super::check::check;
 use super::progress::Progress;
 
-use draft::Moved;
+use draft::{Moved, PAGE};
 use report::Report;
 use write::{Actions, Copies, carry_out};
 
@@ -257,11 +257,10 @@ fn judge(
 
 /// Whole pages that the ranges touch, joined, cut to the file's length.
 fn pages_within(ranges: &[Range<u64>], length: u64) -> Vec<Range<u64>> {
-    let page = u64::from(crate::format::LOG_SECTOR);
     let mut pages: Vec<Range<u64>> = Vec::new();
     for range in ranges {
-        let start = range.start.saturating_sub(range.start % page);
-        let end = range.end.checked_next_multiple_of(page).unwrap_or(u64::MAX).min(length);
+        let start = range.start.saturating_sub(range.start % PAGE);
+        let end = range.end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX).min(length);
         match pages.last_mut() {
             _ if start >= end => {}
             Some(last) if last.end >= start => last.end = last.end.max(end),
