@@ -370,10 +370,10 @@ impl Error {
                 "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk"
             }
             ErrorKind::LogInvalid => {
-                "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; a repair that discards the log after a full check (`vhdx check --repair --discard-log`) is to come: keep a copy of the file as it is"
+                "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; `vhdx check --repair --discard-log` gives the log up if the file is consistent without it: keep a copy of the file as it is"
             }
             ErrorKind::Truncated => {
-                "look for a complete copy of the file; do not let another tool write to this one; --without-log reads what is left, at your own word"
+                "look for a complete copy of the file; do not let another tool write to this one; --without-log reads what is left, at your own word; `vhdx check --repair --dry-run` tells which blocks are lost"
             }
             ErrorKind::Locked => {
                 "stop that program; commands that only read take --force-share (what they read may be half-changed)"

@@ -73,14 +73,18 @@ Examples:
   vhdx info --chain newest.avhdx         a checkpoint and its parents
   vhdx info --json disk.vhdx | jq .log.state")]
     Info(InfoArgs),
-    /// Verify everything that can be verified by reading. Changes nothing.
+    /// Verify everything that can be verified by reading; mend it only when asked to.
     #[command(before_help = "\
 Examples:
   vhdx check disk.vhdx
+  vhdx check disk.vhdx --repair --dry-run     what a repair would do; nothing is changed
+  vhdx check disk.vhdx --repair               do it; disk.vhdx.undo-<time> is written first
+  vhdx check disk.vhdx --undo disk.vhdx.undo-20260131T235959Z
   vhdx check newest.avhdx                a checkpoint and all of its parents
   vhdx check --json disk.vhdx | jq -r '.findings[].code'
 
-Exit status: 0 no problem, 3 problems found, 1 the file could not be read, 4 it is in use.")]
+Exit status: 0 no problem, 3 problems found (after a repair: left), 1 the file could not be read or written, \
+4 it is in use.")]
     Check(CheckArgs),
     /// Look at the metadata log, take it apart, replay it.
     #[command(
@@ -321,6 +325,13 @@ impl Command {
             Self::Merge(_) => {
                 "what the child shows: it finds its parent, and merging again goes on where this stopped"
             }
+            Self::Check(args) if args.mend.undo.is_some() => {
+                "any other file; if the image was changed at all, the same command goes on where this stopped"
+            }
+            Self::Check(args) if args.mend.repair && !args.mend.dry_run => {
+                "anything that was not named; if the image was changed at all, repairing again completes it, and \
+                 its undo file restores it"
+            }
             Self::Relink(_) | Self::Set(_) => "the guest's data",
             #[cfg(target_os = "linux")]
             Self::Serve(_) => "anything but what clients wrote; what was flushed for them is safe",
@@ -435,6 +446,38 @@ pub(crate) struct CheckArgs {
     pub(crate) image: ImageArgs,
     #[command(flatten)]
     pub(crate) parents: ParentArgs,
+    #[command(flatten)]
+    pub(crate) mend: MendArgs,
+}
+
+/// How `check` mends an image, and takes it back.
+#[derive(Debug, Args)]
+pub(crate) struct MendArgs {
+    /// Mend what can be mended without a guess, in this image only, not in its parents.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Only say what a repair would do.
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
+    /// Give up a log that cannot be replayed, if the file is consistent without it.
+    #[arg(long, requires = "repair")]
+    pub(crate) discard_log: bool,
+    /// Let blocks read as zeros whose contents are not in the file any more; give up log entries that
+    /// cannot be reached.
+    #[arg(long, requires = "repair")]
+    pub(crate) allow_data_loss: bool,
+    /// Which of two headers counts that contradict each other.
+    #[arg(long, value_name = "1|2", requires = "repair", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub(crate) use_header: Option<u8>,
+    /// Write no undo file. What is written over is gone for good.
+    #[arg(long, requires = "repair")]
+    pub(crate) no_undo: bool,
+    /// Take a repair back: the undo file that it has written.
+    #[arg(long, value_name = "FILE", conflicts_with = "repair")]
+    pub(crate) undo: Option<PathBuf>,
+    /// Take it back although the image was written since. What was written then is lost.
+    #[arg(long, requires = "undo")]
+    pub(crate) force: bool,
 }
 
 /// Arguments of `log replay`.

@@ -27,6 +27,7 @@ mod mount;
 mod new_file;
 mod read;
 mod relink;
+mod repair;
 mod resize;
 #[cfg(target_os = "linux")]
 mod serve;

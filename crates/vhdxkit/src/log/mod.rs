@@ -32,7 +32,7 @@ pub use entry::EntryInfo;
 pub use replay::{ReplayReport, Update};
 pub use scan::ActiveSequence;
 
-pub(crate) use headers::sync;
+pub(crate) use headers::{HeaderWriter, sync};
 pub(crate) use writer::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
 
 use ring::Ring;
@@ -325,6 +325,17 @@ impl Log {
         let ring = Ring::new(storage, place);
         let (headers, report) = replay::replay_in_place(storage, headers, ring, active, guids)?;
         Ok((headers, Some(report)))
+    }
+
+    /// Carries the active sequence out in the file itself, and nothing more: the headers before and after,
+    /// and the syncs, are the caller's. Whether the file is long enough must have been judged.
+    pub(crate) fn apply_to(&self, storage: &dyn Storage) -> Result<()> {
+        match (&self.active, self.place) {
+            (Some(active), Some(place)) => {
+                replay::apply(Ring::new(storage, place), active, storage).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Replays into memory: the result shows the file as it would be, and the file is not touched.

@@ -7,6 +7,7 @@ use crate::format::MIB;
 use crate::format::limits::MAX_FILE_OFFSET;
 
 /// The mebibytes of a file that somebody owns, those behind its end included.
+#[derive(Clone)]
 pub(crate) struct SpaceMap {
     owned: Vec<u64>,
     /// Of the file itself.

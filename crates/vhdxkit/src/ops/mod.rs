@@ -14,6 +14,7 @@ pub mod measure;
 pub mod merge;
 pub mod partitions;
 pub mod relink;
+pub mod repair;
 pub mod smallest;
 pub mod timeline;
 
