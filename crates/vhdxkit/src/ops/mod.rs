@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod measure;
 pub mod merge;
 pub mod partitions;
+pub mod recover;
 pub mod relink;
 pub mod timeline;
 
