@@ -76,6 +76,15 @@ struct Zeroed {
     image: (usize, u64, bool),
 }
 
+/// The file as it is once its log is replayed.
+pub(super) struct Replayed {
+    pub(super) storage: Arc<dyn Storage>,
+    /// Whether anything was replayed.
+    pub(super) is_replayed: bool,
+    /// Where the file ends. Replay makes it longer; what has been cut off does not come back by that.
+    pub(super) file_size: u64,
+}
+
 /// Everything that the log says.
 pub(super) struct History {
     log: Option<Log>,
@@ -257,8 +266,10 @@ impl History {
         file: &Arc<dyn Storage>,
         headers: &Headers,
         report: &mut Report,
-    ) -> Result<(Arc<dyn Storage>, bool)> {
-        let as_it_is = || Ok((Arc::clone(file), false));
+    ) -> Result<Replayed> {
+        let length = file.length()?;
+        let as_it_is =
+            || Ok(Replayed { storage: Arc::clone(file), is_replayed: false, file_size: length });
         let Some(place) = self.log.as_ref().and_then(Log::place) else { return as_it_is() };
         let session = match (headers.is_sound(), self.order, self.sessions.first()) {
             (true, Order::Named, Some(session)) => session,
@@ -279,7 +290,10 @@ impl History {
                 let text =
                     format!("{entries} entries of the log's newest session are taken as done");
                 report.remarks.push(text);
-                Ok((replayed, true))
+                let head = active.head().map_or(0, |head| head.flushed_file_offset);
+                let is_cut = head == 0 || length < head;
+                let file_size = if is_cut { length } else { replayed.length()? };
+                Ok(Replayed { storage: replayed, is_replayed: true, file_size })
             }
             Err(error) => {
                 report.remarks.push(format!("the log was not replayed: {error}"));

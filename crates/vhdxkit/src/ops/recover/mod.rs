@@ -313,12 +313,13 @@ fn find(
         false => looks::look(&*raw, progress)?,
     };
     let history = History::read(&*raw, &headers, &heads, report)?;
-    let (storage, replayed) = history.replay(&raw, &headers, report)?;
+    let replay = history.replay(&raw, &headers, report)?;
+    let (storage, replayed, file_size) = (replay.storage, replay.is_replayed, replay.file_size);
     let regions = Regions::find(&*storage, &history, &heads, report)?;
     let is_complete = headers.is_sound() && (headers.session().is_none() || replayed);
     let bat = regions.bat.map(|region| region.offset);
     let table = |entries: u64| {
-        bat.map(|offset| Table::new(&storage, &raw, offset, entries, &history, is_complete))
+        bat.map(|offset| Table::new(&storage, &raw, offset, entries, &history, (is_complete, replayed)))
     };
     let Some(shape) = shape::find(&storage, regions.metadata, &history, &table, options, report)?
     else {
@@ -331,13 +332,13 @@ fn find(
         report.remarks.push(text);
     }
     report.geometry = Some(geometry);
-    let file_size = storage.length()?;
     let claims = Claims::new(file_size, &tables_of_file(&regions, &history, &geometry));
     let table = table(geometry.bat_entries());
     let mut settler = Settler::new(geometry, shape.is_guess, table, claims, file_size);
 
     // Behind everything that a block may be placed at, so that nothing of the file is hidden.
-    let base = file_size.saturating_add(u64::from(geometry.block_size()));
+    let length = storage.length()?;
+    let base = length.saturating_add(u64::from(geometry.block_size()));
     let layout = Layout::tables_at(geometry, mib_ceil(base).unwrap_or(base))?;
     let overlay = Overlay::new(Arc::clone(&storage))
         .map_err(|e| Error::io_whole("cannot tell the file's length", e))?;

@@ -73,21 +73,22 @@ impl Peek {
         (range.end != MAX_VIRTUAL_SIZE || found.end < MAX_VIRTUAL_SIZE).then_some(found.end)
     }
 
-    /// How large the disk is, as its contents say, and who says so.
-    pub(super) fn size_on_disk(&self) -> Option<(u64, &'static str)> {
+    /// How large the disk is, as its contents say, who says so, and whether that is exact.
+    pub(super) fn size_on_disk(&self) -> Option<(u64, &'static str, bool)> {
         let sector = u64::from(self.sector);
         let mut gpt = [0; 40];
         self.read_at(sector, &mut gpt).ok()?;
         if gpt.starts_with(b"EFI PART") {
             let other = gpt.last_chunk::<8>().map(|raw| u64::from_le_bytes(*raw))?;
             let end = other.checked_add(1)?.checked_mul(sector)?;
-            return (end <= MAX_VIRTUAL_SIZE).then_some((end, "where its GPT has its second copy"));
+            let why = "where its GPT has its second copy";
+            return (end <= MAX_VIRTUAL_SIZE).then_some((end, why, true));
         }
         if let Some(end) = end_of_last(self).ok().flatten().filter(|end| *end <= MAX_VIRTUAL_SIZE) {
-            return Some((end, "the end of its last partition (it may have been longer)"));
+            return Some((end, "the end of its last partition (it may have been longer)", false));
         }
         let end = self.recognise(0..MAX_VIRTUAL_SIZE)?;
-        (end > 0).then_some((end, "the end of the file system on it (it may have been longer)"))
+        (end > 0).then_some((end, "the end of the file system on it (it may have been longer)", false))
     }
 }
 

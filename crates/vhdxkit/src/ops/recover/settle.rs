@@ -153,7 +153,7 @@ impl<'a> Settler<'a> {
                     Origin::Nothing(why) => self.lose_all(blocks, why, bat, report)?,
                     _ if blank_is_lost => self.lose_all(blocks, BLANK, bat, report)?,
                     _ => {
-                        let (fate, why) = self.when_sizes_hold(Fate::Absent, "");
+                        let (fate, why) = self.trusted(origin, Fate::Absent);
                         report.fates.push(FateRun { blocks, fate, log_entry: None, why });
                     }
                 }
@@ -288,7 +288,7 @@ impl<'a> Settler<'a> {
             Origin::Log(_) if best == Fate::Absent => self.when_sizes_hold(best, ""),
             Origin::Log(_) => self.when_sizes_hold(Fate::Log, ""),
             Origin::Older(_) => (Fate::Older, "an older image of the table in the log says so"),
-            Origin::Doubted => (Fate::Older, "the log contradicts the table; either may be older"),
+            Origin::Doubted(why) => (Fate::Older, why),
             Origin::Nothing(why) => (Fate::Lost, why),
         }
     }
@@ -369,6 +369,6 @@ fn is_certain(origin: Origin) -> bool {
 fn entry_of(origin: Origin) -> Option<u64> {
     match origin {
         Origin::Log(sequence) | Origin::Older(sequence) => Some(sequence),
-        Origin::Table | Origin::Doubted | Origin::Nothing(_) => None,
+        Origin::Table | Origin::Doubted(_) | Origin::Nothing(_) => None,
     }
 }

@@ -6,8 +6,9 @@
 //!   reach beyond the end of the file. Writers put blocks side by side and end the file with the last, so the
 //!   largest that fits is the right one as soon as two blocks are neighbours, or the file ends as they leave it.
 //! * **Sector size**: 4096 when only with it the partitions on the disk hold file systems; else 512.
-//! * **Disk size**: where a GPT says that its second copy lies, the end of the last partition, of the file system
-//!   that fills the disk, or of the last block that the table has an entry for.
+//! * **Disk size**: where a GPT says that its second copy lies; else the largest of the end of the last partition,
+//!   of the file system that fills the disk, and of the last block that the table has an entry for. A disk that
+//!   is a little too long does no harm, one that is too short loses its end.
 //! * **Type**: a child if a block is present in part (or a parent was given), else dynamic.
 //! * **Identity**: never. A disk whose identity is lost gets a new one.
 
@@ -344,8 +345,9 @@ fn infer<'a>(
         let peek = peek(sector);
         let last = entries.last().map_or(0, |(index, _)| peek.end_of_entry(*index));
         let (size, why) = match peek.size_on_disk() {
-            Some((size, why)) if size.saturating_add(u64::from(block)) > last => (size, why),
-            _ => (last, "the end of the last block that the table names"),
+            Some((size, why, true)) => (size, why),
+            Some((size, why, false)) if size >= last => (size, why),
+            _ => (last, "the end of the last block that the table names (it may have been less)"),
         };
         let size = size.next_multiple_of(u64::from(sector)).min(MAX_VIRTUAL_SIZE);
         if size > 0 {

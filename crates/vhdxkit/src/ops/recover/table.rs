@@ -12,6 +12,8 @@
 //! * **Older images** are taken for want of anything better, and never as certain.
 //! * When the order of the log's sessions is unknown, an entry on which file and log disagree is not certain
 //!   either.
+//! * When a log should have been replayed and cannot be, or no header and no log are left to tell whether one
+//!   should, nothing of the file's table is certain: the last changes may be missing.
 
 use std::sync::Arc;
 
@@ -23,6 +25,9 @@ use crate::storage::{Storage, StorageExt};
 use super::history::{History, Order, SectorImage};
 use super::looks::{self, Looks, Page};
 
+const CONTRADICTED: &str = "the log contradicts the table; either may be older";
+const NO_LOG: &str = "the table may lack the last changes: the log that would tell is lost";
+
 /// Who says what an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -32,8 +37,8 @@ pub(super) enum Origin {
     Log(u64),
     /// An image in the log that may be out of date.
     Older(u64),
-    /// The table in the file, which the log contradicts.
-    Doubted,
+    /// The table in the file, which may lack the last changes; why.
+    Doubted(&'static str),
     /// Nobody.
     Nothing(&'static str),
 }
@@ -67,7 +72,7 @@ impl Witnessed {
             Some((other, sequence)) if looks::is_present(other) && !looks::is_present(raw) => {
                 (other, Origin::Older(sequence))
             }
-            Some(_) => (raw, Origin::Doubted),
+            Some(_) => (raw, Origin::Doubted(CONTRADICTED)),
             None => (raw, self.origin),
         }
     }
@@ -76,7 +81,9 @@ impl Witnessed {
     pub(super) fn whole(&self) -> Option<Origin> {
         match self.origin {
             Origin::Nothing(_) => Some(self.origin),
-            Origin::Table if self.is_blank && self.doubts.is_empty() => Some(self.origin),
+            Origin::Table | Origin::Doubted(_) if self.is_blank && self.doubts.is_empty() => {
+                Some(self.origin)
+            }
             _ => None,
         }
     }
@@ -93,6 +100,8 @@ pub(super) struct Table<'a> {
     history: &'a History,
     /// A sound header says that the table in the file is complete.
     is_complete: bool,
+    /// The newest session of the log is in what is read.
+    is_replayed: bool,
     /// The page that was looked at last.
     last: Option<(u64, Witnessed)>,
 }
@@ -104,10 +113,10 @@ impl<'a> Table<'a> {
         offset: u64,
         entries: u64,
         history: &'a History,
-        is_complete: bool,
+        (is_complete, is_replayed): (bool, bool),
     ) -> Self {
         let (storage, file) = (Arc::clone(storage), Arc::clone(file));
-        Self { storage, file, offset, entries, history, is_complete, last: None }
+        Self { storage, file, offset, entries, history, is_complete, is_replayed, last: None }
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -164,17 +173,21 @@ impl<'a> Table<'a> {
             self.file.read_zero_filled(at, &mut *bytes)?;
             return Ok(Witnessed { in_file: Some(bytes), is_blank: false, ..logged });
         }
+        let in_file = match self.is_complete || self.is_replayed {
+            true => Origin::Table,
+            false => Origin::Doubted(NO_LOG),
+        };
         let older = images.into_iter().find(|image| says_more(image));
         Ok(match (looks, older) {
             (Looks::Table, _) => {
                 let doubts = self.doubts(at);
-                Witnessed { doubts, ..page(bytes, Origin::Table, false) }
+                Witnessed { doubts, ..page(bytes, in_file, false) }
             }
             (Looks::Zero | Looks::Damaged, Some(image)) => {
                 let older = page(image.bytes, Origin::Older(image.sequence), true);
                 Witnessed { is_blank: false, ..older }
             }
-            (Looks::Zero, None) => page(bytes, Origin::Table, false),
+            (Looks::Zero, None) => page(bytes, in_file, false),
             (Looks::Damaged, None) => page(bytes, Origin::Nothing(gone), true),
         })
     }
