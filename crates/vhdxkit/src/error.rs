@@ -305,13 +305,13 @@ impl Error {
         }
         Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => {
-                "check that this is the right file; a VHD version 1 ends with \"conectix\", a qcow2 starts with \"QFI\""
+                "check that this is the right file; a VHD version 1 ends with \"conectix\", a qcow2 starts with \"QFI\"; of a VHDX whose start was overwritten `vhdx recover` makes a new image"
             }
             ErrorKind::LogInvalid => {
                 "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; a repair that discards the log after a full check (`vhdx check --repair --discard-log`) is to come: keep a copy of the file as it is"
             }
             ErrorKind::Truncated => {
-                "look for a complete copy of the file; do not let another tool write to this one; --without-log reads what is left, at your own word"
+                "look for a complete copy of the file; do not let another tool write to this one; `vhdx recover` makes a new image of what is left"
             }
             ErrorKind::Locked => {
                 "stop that program; commands that only read take --force-share (what they read may be half-changed)"
@@ -319,7 +319,9 @@ impl Error {
             ErrorKind::ParentNeeded => {
                 "name the parent with --parent; `vhdx info` tells what the child knows of it, `vhdx map` lists what this file itself holds"
             }
-            ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
+            ErrorKind::Corrupt => {
+                "`vhdx check` lists everything that is wrong with the file; `vhdx recover` makes a new image of what can still be had"
+            }
             ErrorKind::Poisoned => {
                 "see to the medium (is it full, is it failing?), then open the image again: its log brings back everything that was flushed"
             }

@@ -1,4 +1,8 @@
 //! What is left of identifier and header pair.
+//!
+//! Two right headers tell the truth: the one with the higher number is the last that was written. A single one
+//! may be the older of the two. Then it still knows where the log lies, but not whether the log is to be replayed,
+//! nor by what DataWriteGuid the disk is known: a session may have begun since.
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -16,6 +20,8 @@ use super::report::{Report, Trust};
 pub(super) struct Headers {
     current: Option<Header>,
     trust: Trust,
+    /// Both copies are right.
+    is_pair: bool,
 }
 
 impl Headers {
@@ -40,14 +46,15 @@ impl Headers {
         }
         let Some((sound, sequence, number, header)) = best else {
             report.say("header", Trust::Lost, None, "both copies are damaged");
-            return Ok(Self { current: None, trust: Trust::Lost });
+            return Ok(Self { current: None, trust: Trust::Lost, is_pair: false });
         };
         let at = HEADER_OFFSETS.get(number).copied();
         let (trust, text) = match (sound, any_bad) {
             (true, false) => (Trust::Sound, format!("sequence {sequence}; both copies are right")),
-            (true, true) => {
-                (Trust::Sound, format!("sequence {sequence}; the other copy is damaged"))
-            }
+            (true, true) => (
+                Trust::Sound,
+                format!("sequence {sequence}; the other copy is damaged, and may have been newer"),
+            ),
             (false, _) => (
                 Trust::Doubtful,
                 "its checksum is wrong: taken as a hint where the log lies, and for nothing else"
@@ -55,7 +62,7 @@ impl Headers {
             ),
         };
         report.say("header", trust, at, text);
-        Ok(Self { current: Some(header), trust })
+        Ok(Self { current: Some(header), trust, is_pair: !any_bad })
     }
 
     /// Whether a header with a right checksum is there.
@@ -63,14 +70,20 @@ impl Headers {
         self.trust == Trust::Sound
     }
 
-    /// The header whose checksum is right.
-    pub(super) fn sound(&self) -> Option<&Header> {
-        self.current.as_ref().filter(|_| self.is_sound())
+    /// Whether the header is known to be the last that was written.
+    pub(super) fn is_last(&self) -> bool {
+        self.is_pair
+    }
+
+    /// The header that is known to be the last.
+    pub(super) fn last(&self) -> Option<&Header> {
+        self.current.as_ref().filter(|_| self.is_pair)
     }
 
     /// The session whose log has to be replayed, if a sound header names one.
     pub(super) fn session(&self) -> Option<Guid> {
-        self.sound().map(|header| header.log_guid).filter(|guid| !guid.is_zero())
+        let header = self.current.as_ref().filter(|_| self.is_sound());
+        header.map(|header| header.log_guid).filter(|guid| !guid.is_zero())
     }
 
     /// Where the log lies, as far as that makes sense in a file of so many bytes.

@@ -9,13 +9,12 @@
 //! last**. An image from an earlier session may be out of date, since entries of a session between may be gone.
 //!
 //! # Which session is the newest
-//! A header names the one that is open. Without it: a single session is the newest. Of several, two things
-//! speak: files grow, so the newest has seen the largest `LastFileOffset`; and where the entries lie: writers
-//! begin a session at the start of the ring, so the newest lies there and the rest of earlier ones behind
-//! it, unless the numbers go on from entry to entry through the whole ring, which then was filled once,
-//! forwards. When both agree that is believed. When not, the one with the largest file is believed only if it
-//! adds blocks to the table as it lies in the file and changes none; else the order is unknown, and then nothing
-//! about which log and table disagree is certain.
+//! The last header names the one that is open. Without it the ring itself tells, because writers begin a session
+//! at the start of the ring, over what was there: **the session that lies at the ring's first sector is the newest,
+//! and what lies behind it is what is left of earlier ones.** QEMU is an exception that makes a session of each
+//! entry and goes on behind the last one: so entries that are sessions of their own are followed from the start, as
+//! long as the next one touches the last, carries the next number, and drops no block that an earlier one had
+//! in the table. A ring whose first sector belongs to no whole entry tells nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -38,11 +37,11 @@ const MOST_ZEROS: usize = 1 << 12;
 /// How the newest session is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// A sound header names it.
+    /// The last header names it.
     Named,
     /// There is only one.
     Only,
-    /// By file sizes and places in the ring.
+    /// By places in the ring.
     Inferred,
     /// It is not.
     Unknown,
@@ -54,8 +53,6 @@ struct Session {
     guid: Guid,
     /// The first number from which on every entry up to the last is there.
     sound_from: u64,
-    last: u64,
-    largest_file: u64,
     lowest_offset: u32,
     entries: Vec<LogEntry>,
 }
@@ -118,9 +115,8 @@ impl History {
             if log.entries().iter().any(|entry| entry.fault.is_none()) || headers.is_sound() {
                 let mut history = Self::of(storage, log, headers)?;
                 history.tell(place, trust, report);
-                if !history.is_order_believable(storage)? {
-                    history.forget_order(storage)?;
-                    let text = "the log holds several sessions, and which is the newest is not known: where log and table disagree nothing is certain";
+                if history.order == Order::Unknown && !history.sessions.is_empty() {
+                    let text = "which session of the log is the newest is not known: where log and table disagree nothing is certain";
                     report.remarks.push(text.to_owned());
                 }
                 return Ok(history);
@@ -139,13 +135,13 @@ impl History {
 
     fn of(storage: &dyn Storage, log: Log, headers: &Headers) -> Result<Self> {
         let mut sessions = sessions(&log);
-        let named = headers.session();
-        let newest = newest(&sessions, named);
-        // The newest first, then by the size of the file and the place in the ring.
-        let first = newest.map(|(guid, _)| guid);
-        sessions.sort_by_key(|session| {
-            let behind = Some(session.guid) != first;
-            (behind, std::cmp::Reverse(session.largest_file), session.lowest_offset)
+        let newest = newest(storage, &log, &sessions, headers)?;
+        // The newest first, then those that it went on from, then what is left of the round before.
+        let first = newest.and_then(|(guid, _)| sessions.iter().find(|s| s.guid == guid));
+        let start = first.map_or(0, |session| session.lowest_offset);
+        sessions.sort_by_key(|session| match session.lowest_offset {
+            offset if offset <= start => (false, start.saturating_sub(offset)),
+            offset => (true, offset),
         });
         let order = newest.map_or(Order::Unknown, |(_, order)| order);
         let mut history = Self {
@@ -208,7 +204,7 @@ impl History {
         let order = match self.order {
             Order::Named => "the header names the newest",
             Order::Only => "only one",
-            Order::Inferred => "the newest is inferred from file sizes and places in the ring",
+            Order::Inferred => "the newest is inferred from their places in the ring",
             Order::Unknown => "the newest is not known",
         };
         let text = format!(
@@ -223,42 +219,6 @@ impl History {
         }
     }
 
-    /// An inferred order that contradicts the file is none.
-    fn is_order_believable(&self, storage: &dyn Storage) -> Result<bool> {
-        let agreed = self.sessions.len() < 2 || self.two_signs_agree();
-        if self.order != Order::Inferred || agreed {
-            return Ok(true);
-        }
-        let mut disk = [0; LOG_SECTOR_LEN];
-        for (offset, images) in &self.images {
-            let Some(image) = images.iter().find(|image| image.rank == 0) else { continue };
-            storage.read_zero_filled(*offset, &mut disk)?;
-            let both = looks::names_blocks(&disk) && looks::names_blocks(&image.bytes);
-            let mut pairs = looks::entries(&disk).zip(looks::entries(&image.bytes));
-            if both && !pairs.all(|(old, new)| old == new || !looks::is_present(old)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn two_signs_agree(&self) -> bool {
-        let Some((first, rest)) = self.sessions.split_first() else { return true };
-        let largest = rest.iter().all(|session| session.largest_file < first.largest_file);
-        let in_front = rest.iter().all(|session| session.lowest_offset > first.lowest_offset);
-        let behind = rest.iter().all(|session| session.lowest_offset < first.lowest_offset);
-        let placed = if goes_forwards(&self.sessions) { behind } else { in_front };
-        largest && placed
-    }
-
-    fn forget_order(&mut self, storage: &dyn Storage) -> Result<()> {
-        self.order = Order::Unknown;
-        self.images.clear();
-        self.zeros.clear();
-        self.left_out = 0;
-        self.collect(storage)
-    }
-
     /// The file with the newest session replayed over it, in memory; the file itself where there is nothing to
     /// replay, or no saying what.
     pub(super) fn replay(
@@ -271,7 +231,7 @@ impl History {
         let as_it_is =
             || Ok(Replayed { storage: Arc::clone(file), is_replayed: false, file_size: length });
         let Some(place) = self.log.as_ref().and_then(Log::place) else { return as_it_is() };
-        let session = match (headers.is_sound(), self.order, self.sessions.first()) {
+        let session = match (headers.is_last(), self.order, self.sessions.first()) {
             (true, Order::Named, Some(session)) => session,
             (false, Order::Only | Order::Inferred, Some(session)) => session,
             _ => return as_it_is(),
@@ -305,6 +265,11 @@ impl History {
     /// Where the log lies.
     pub(super) fn place(&self) -> Option<LogPlace> {
         self.log.as_ref().and_then(Log::place)
+    }
+
+    /// Whether there is a log in which no entry was ever begun.
+    pub(super) fn is_unused(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.entries().is_empty())
     }
 
     /// How the newest session is known.
@@ -358,44 +323,81 @@ fn sessions(log: &Log) -> Vec<Session> {
             }
             sound_from = entry.info.sequence;
         }
-        let largest_file = entries.iter().map(|entry| entry.info.last_file_offset).max()?;
         let lowest_offset = entries.iter().map(|entry| entry.info.log_offset).min()?;
-        Some(Session { guid, sound_from, last, largest_file, lowest_offset, entries })
+        Some(Session { guid, sound_from, lowest_offset, entries })
     };
     by_guid.into_iter().filter_map(session).collect()
 }
 
-/// Whether the numbers go on by one from entry to entry, in the order of the ring, through all sessions.
-fn goes_forwards(sessions: &[Session]) -> bool {
-    let entries = sessions.iter().flat_map(|session| &session.entries);
-    let mut entries: Vec<(u32, u64)> =
-        entries.map(|entry| (entry.info.log_offset, entry.info.sequence)).collect();
-    entries.sort_unstable();
-    entries.windows(2).all(|pair| match pair {
-        [(_, before), (_, after)] => before.checked_add(1) == Some(*after),
-        _ => true,
-    })
-}
-
-fn newest(sessions: &[Session], named: Option<Guid>) -> Option<(Guid, Order)> {
-    if let Some(named) = named {
-        // A session that has left nothing: whatever the ring holds is older.
-        return sessions
-            .iter()
-            .any(|session| session.guid == named)
-            .then_some((named, Order::Named));
+/// The session that has to be taken for the last one.
+fn newest(
+    storage: &dyn Storage,
+    log: &Log,
+    sessions: &[Session],
+    headers: &Headers,
+) -> Result<Option<(Guid, Order)>> {
+    if let Some(named) = headers.session() {
+        if !sessions.iter().any(|session| session.guid == named) {
+            // It has left nothing: whatever the ring holds is older.
+            return Ok(None);
+        }
+        if headers.is_last() {
+            return Ok(Some((named, Order::Named)));
+        }
+    }
+    let whole: Vec<&LogEntry> =
+        log.entries().iter().filter(|entry| entry.fault.is_none()).collect();
+    let (Some((first, rest)), Some(place)) = (whole.split_first(), log.place()) else {
+        return Ok(None);
+    };
+    let wraps =
+        |entry: &&&LogEntry| entry.info.log_offset.saturating_add(entry.info.length) > place.length;
+    if first.info.log_offset != 0 && !whole.iter().any(|entry| wraps(&entry)) {
+        return Ok(None);
     }
     if let [only] = sessions {
-        return Some((only.guid, Order::Only));
+        return Ok(Some((only.guid, Order::Only)));
     }
-    let largest = sessions.iter().map(|session| session.largest_file).max()?;
-    let mut grown = sessions.iter().filter(|session| session.largest_file == largest);
-    if let (Some(session), None) = (grown.next(), grown.next()) {
-        return Some((session.guid, Order::Inferred));
-    }
-    let session = match goes_forwards(sessions) {
-        true => sessions.iter().max_by_key(|session| session.last)?,
-        false => sessions.iter().min_by_key(|session| session.lowest_offset)?,
+    let stands_alone = |entry: &LogEntry| {
+        let session = sessions.iter().find(|session| session.guid == entry.info.log_guid);
+        session.is_some_and(|session| session.entries.len() == 1)
     };
-    Some((session.guid, Order::Inferred))
+    let mut last = *first;
+    let mut seen = Tables::default();
+    seen.add(storage, log, last)?;
+    for next in rest {
+        let touches = last.info.log_offset.saturating_add(last.info.length) == next.info.log_offset;
+        let follows = last.info.sequence.checked_add(1) == Some(next.info.sequence);
+        let same = last.info.log_guid == next.info.log_guid;
+        let alone = stands_alone(last) && stands_alone(next);
+        if !touches || !follows || !(same || (alone && seen.add(storage, log, next)?)) {
+            break;
+        }
+        last = next;
+    }
+    Ok(Some((last.info.log_guid, Order::Inferred)))
+}
+
+/// Pages of the table as entries have left them.
+#[derive(Default)]
+struct Tables(BTreeMap<u64, Box<Page>>);
+
+impl Tables {
+    /// Takes an entry's pages. `false` when one of them drops a block that was there.
+    fn add(&mut self, storage: &dyn Storage, log: &Log, entry: &LogEntry) -> Result<bool> {
+        let mut grows = true;
+        log.updates(storage, entry, |update| {
+            if let Update::Data { file_offset, sector } = update
+                && looks::names_blocks(sector)
+                && self.0.len() < MAX_SALVAGED_SECTORS
+            {
+                if let Some(old) = self.0.insert(file_offset, Box::new(*sector)) {
+                    let mut pairs = looks::entries(&old).zip(looks::entries(sector));
+                    grows &= pairs.all(|(old, new)| old == new || !looks::is_present(old));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(grows)
+    }
 }

@@ -316,10 +316,14 @@ fn find(
     let replay = history.replay(&raw, &headers, report)?;
     let (storage, replayed, file_size) = (replay.storage, replay.is_replayed, replay.file_size);
     let regions = Regions::find(&*storage, &history, &heads, report)?;
-    let is_complete = headers.is_sound() && (headers.session().is_none() || replayed);
+    let is_clean = headers.is_sound() && headers.session().is_none();
+    let is_complete =
+        (is_clean && (headers.is_last() || history.is_unused())) || (headers.is_last() && replayed);
     let bat = regions.bat.map(|region| region.offset);
     let table = |entries: u64| {
-        bat.map(|offset| Table::new(&storage, &raw, offset, entries, &history, (is_complete, replayed)))
+        bat.map(|offset| {
+            Table::new(&storage, &raw, offset, entries, &history, (is_complete, replayed))
+        })
     };
     let Some(shape) = shape::find(&storage, regions.metadata, &history, &table, options, report)?
     else {
@@ -348,7 +352,7 @@ fn find(
         .map_err(|e| Error::io("cannot lay out the new tables", 0, e))?;
     let mut writer = layout.bat_writer(&overlay);
     settler.run(&*storage, options.guess_order, &mut writer, report, progress)?;
-    let data_write_guid = headers.sound().map(|header| header.data_write_guid);
+    let data_write_guid = headers.last().map(|header| header.data_write_guid);
     let data_write_guid = data_write_guid.filter(|_| report.is_whole());
     match data_write_guid {
         Some(guid) => report.say("DataWriteGuid", Trust::Sound, None, format!("{guid}, kept")),

@@ -88,7 +88,11 @@ impl Peek {
             return Some((end, "the end of its last partition (it may have been longer)", false));
         }
         let end = self.recognise(0..MAX_VIRTUAL_SIZE)?;
-        (end > 0).then_some((end, "the end of the file system on it (it may have been longer)", false))
+        (end > 0).then_some((
+            end,
+            "the end of the file system on it (it may have been longer)",
+            false,
+        ))
     }
 }
 

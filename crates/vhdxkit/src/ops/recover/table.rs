@@ -3,7 +3,7 @@
 //! For each page of 4 KiB: the page in the file (with the log replayed over it), the newest image in the log,
 //! older images. What counts:
 //!
-//! * **The file's page, when a sound header says that it is complete** (the log is clean, or was replayed), and
+//! * **The file's page, when the last header says that it is complete** (the log is clean, or was replayed), and
 //!   it looks like a page of a table. Entries that are malformed are lost; a page with more than one in eight
 //!   malformed is no table any more.
 //! * **Else the log's newest image**, where it is known to be that: changes are logged before they are made.
