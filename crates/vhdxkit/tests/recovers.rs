@@ -205,3 +205,195 @@ fn images_by_qemu_are_had_in_spite_of_every_damage() {
         std::fs::remove_file(path).unwrap();
     }
 }
+
+fn no_damage() -> Damage {
+    let (name, ranges, with) = ("none", Vec::new(), Instead::Zeros);
+    Damage { name, ranges, with, cut: None, harmless: true }
+}
+
+fn wiped(name: &'static str, ranges: &[std::ops::Range<u64>]) -> Damage {
+    Damage { ranges: ranges.to_vec(), name, ..no_damage() }
+}
+
+/// What is written is a clean image that we and QEMU find nothing wrong with, and it shows what the salvage showed.
+/// Contents that are all there keep the identity by which children know them; others do not.
+#[test]
+fn the_result_is_a_clean_image_that_shows_what_was_had() {
+    let dir = tempfile::tempdir().unwrap();
+    for packed in ["iotest-dynamic-1G.vhdx.bz2", "fixed.vhdx.gz", "fattools-base4k.vhdx.gz", DIRTY]
+    {
+        let Some(path) = common::unpack(packed, dir.path()) else { continue };
+        let original = Image::open(&path).unwrap();
+        for damage in damage::all(&original) {
+            let chosen = ["header 1", "first mebibyte", "metadata", "last third cut"];
+            if !chosen.contains(&damage.name) || damage.with == Instead::Junk {
+                continue;
+            }
+            let _named = common::NamedOnFailure(format!("{packed}, {}", damage.title()));
+            let salvage = salvage(&file(&path), &damage, &SalvageOptions::new());
+            let to = dir.path().join("result.vhdx");
+            let target = std::fs::File::options().read(true).write(true).create_new(true).open(&to);
+            let target = FileStorage::from_file(target.unwrap());
+            salvage.write(&target, None, &mut ()).unwrap();
+            drop(target);
+            let findings = vhdxkit::ops::check::check_file(&to, false, &mut ()).unwrap();
+            assert!(!findings.has_problems(), "{:?}", findings.list());
+            let result = Image::open(&to).unwrap();
+            let had = judge(&original, &salvage, Some(&result), &damage);
+            assert_eq!(had.share(), 10_000, "{had:?}");
+            let id = |image: &Image| image.geometry().disk_id();
+            let kept = damage.name != "metadata";
+            assert_eq!(id(&result) == id(&original), kept, "the disk's identity");
+            let data = |image: &Image| image.headers().current().data_write_guid;
+            assert_ne!(data(&result), data(&original), "a header is missing or data is");
+            if kept {
+                assert_eq!(result.geometry().disk_type(), original.geometry().disk_type());
+                assert_eq!(result.geometry().block_size(), original.geometry().block_size());
+            }
+            drop(result);
+            if common::have("qemu-img") && original.geometry().logical_sector_size() == 512 {
+                let text = common::run("qemu-img", &["check", "-f", "vhdx", to.to_str().unwrap()]);
+                assert!(text.contains("No errors"), "{text}");
+            }
+            std::fs::remove_file(&to).unwrap();
+        }
+        // Of a file that is only reported to be damaged nothing is lost.
+        let salvage = salvage(&file(&path), &no_damage(), &SalvageOptions::new());
+        assert!(salvage.report().is_whole(), "{:#?}", salvage.report());
+        let target = Arc::new(MemoryStorage::empty());
+        salvage.write(&*target, None, &mut ()).unwrap();
+        let result = OpenOptions::new().open_storage(target).unwrap();
+        let data = |image: &Image| image.headers().current().data_write_guid;
+        assert_eq!(data(&result), data(&original), "contents that children know");
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+const DIRTY: &str = "iotest-dirtylog-10G-4M.vhdx.bz2";
+
+fn open_over(file: Arc<dyn Storage>, parent: Arc<dyn Storage>) -> Image {
+    let parent = OpenOptions::new().open_storage(parent).unwrap();
+    OpenOptions::new().open_child(file, parent).unwrap()
+}
+
+fn whole_disk(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0; image.virtual_size() as usize];
+    image.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A child stays a child of its parent, sectors of both kinds included; over its parent it becomes a disk of its
+/// own. When its sector bitmap is gone, what it holds in part is lost: the parent must not show in its place.
+#[test]
+fn a_child_is_had_as_a_child_and_over_its_parent() {
+    let samples = samples::all();
+    let sample = |name| samples.iter().find(|sample| sample.name == name).unwrap();
+    let parent: Arc<dyn Storage> =
+        Arc::new(MemoryStorage::new(sample("clean.vhdx").image.build_vec()));
+    let child: Arc<dyn Storage> =
+        Arc::new(MemoryStorage::new(sample("child.vhdx").image.build_vec()));
+    let original = open_over(Arc::clone(&child), Arc::clone(&parent));
+    let expected = whole_disk(&original);
+    let bitmap = original.sector_bitmap(0).unwrap().unwrap();
+    let harmless = [
+        no_damage(),
+        wiped("first mebibyte", &[0..1 << 20]),
+        wiped("headers", &[64 << 10..192 << 10]),
+        wiped("region tables", &[192 << 10..320 << 10]),
+    ];
+    for damage in &harmless {
+        let _named = common::NamedOnFailure(damage.name.to_owned());
+        let salvage = salvage(&child, damage, &SalvageOptions::new());
+        let target = Arc::new(MemoryStorage::empty());
+        salvage.write(&*target, None, &mut ()).unwrap();
+        let findings = check(Arc::clone(&target) as _, &mut ()).unwrap();
+        assert!(!findings.has_problems(), "{:?}", findings.list());
+        let result = open_over(target, Arc::clone(&parent));
+        assert!(whole_disk(&result) == expected, "the child over its parent");
+        assert_eq!(
+            result.parent_locator().unwrap().pairs(),
+            original.parent_locator().unwrap().pairs()
+        );
+        let flat = Arc::new(MemoryStorage::empty());
+        let over = OpenOptions::new().open_storage(Arc::clone(&parent)).unwrap();
+        salvage.write(&*flat, Some((over, &OpenOptions::new())), &mut ()).unwrap();
+        let flat = OpenOptions::new().open_storage(flat).unwrap();
+        assert!(!flat.geometry().is_differencing());
+        assert!(whole_disk(&flat) == expected, "one disk of both");
+    }
+
+    // Its metadata lost: the name of the parent cannot be had. Given the parent, the disk can.
+    let metadata = original.regions().metadata();
+    let damage = wiped("metadata", &[metadata.offset..metadata.end()]);
+    let alone = salvage(&child, &damage, &SalvageOptions::new());
+    assert!(alone.needs_parent());
+    assert!(alone.write(&MemoryStorage::empty(), None, &mut ()).is_err());
+    let over = OpenOptions::new().open_storage(Arc::clone(&parent)).unwrap();
+    let given = salvage(&child, &damage, &SalvageOptions::new().parent(&over));
+    let flat = Arc::new(MemoryStorage::empty());
+    given.write(&*flat, Some((over, &OpenOptions::new())), &mut ()).unwrap();
+    assert!(whole_disk(&OpenOptions::new().open_storage(flat).unwrap()) == expected);
+    let said =
+        |what| given.report().found.iter().any(|s| s.what == what && s.trust == Trust::Given);
+    assert!(said("parent"), "{:#?}", given.report().found);
+
+    // The entry of the bitmap lost.
+    let geometry = original.geometry();
+    let entry = original.regions().bat().offset + geometry.bitmap_index(0) * 8;
+    let cut_off = wiped("bitmap entry", &[entry..entry + 8]);
+    let salvage = salvage(&child, &cut_off, &SalvageOptions::new());
+    let target = Arc::new(MemoryStorage::empty());
+    salvage.write(&*target, None, &mut ()).unwrap();
+    let result = open_over(target, Arc::clone(&parent));
+    let mut lost = 0;
+    for block in 0..geometry.blocks() {
+        let start = block << 20;
+        let end = (start + (1 << 20)).min(expected.len() as u64);
+        let (start, end) = (start as usize, end as usize);
+        let mut bytes = vec![0; end - start];
+        result.read_at(start as u64, &mut bytes).unwrap();
+        match damage::fate_at(salvage.report(), start as u64) {
+            Fate::Lost => {
+                lost += 1;
+                assert!(bytes.iter().all(|byte| *byte == 0), "block {block} shows its parent");
+            }
+            fate => {
+                assert!(fate.is_certain());
+                assert!(bytes == expected[start..end], "block {block}");
+            }
+        }
+    }
+    assert_eq!(lost, 2, "bitmap at {bitmap:#x}");
+}
+
+/// The table of a fixed disk that was filled in order is gone, and no log tells: only the order is left, and it is
+/// taken only when asked for, as a guess.
+#[test]
+fn an_order_is_guessed_only_when_asked_for() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(20 << 20).block_size(1 << 20).fixed(true).create_storage(&*file).unwrap();
+    let disk = OpenOptions::new().open_storage(Arc::clone(&file) as Arc<dyn Storage>).unwrap();
+    for extent in disk.extents(0..disk.virtual_size()) {
+        let extent = extent.unwrap();
+        for (at, place) in
+            (extent.start..extent.end()).zip(extent.file_offset.unwrap()..).step_by(4096)
+        {
+            file.write_at(place, &(at + 1).to_le_bytes()).unwrap();
+        }
+    }
+    let inner = file as Arc<dyn Storage>;
+    let original = OpenOptions::new().open_storage(Arc::clone(&inner)).unwrap();
+    let bat = original.regions().bat();
+    let damage = wiped("BAT", &[bat.offset..bat.end()]);
+    let plain = salvage(&inner, &damage, &SalvageOptions::new());
+    assert_eq!((plain.report().fates.count(Fate::Lost), plain.report().share()), (20, 0));
+    assert_eq!(plain.report().orphans, [bat.end()..bat.end() + (20 << 20)]);
+    let guess = salvage(&inner, &damage, &SalvageOptions::new().guess_order(true));
+    assert_eq!(guess.report().fates.count(Fate::Guessed), 20);
+    assert!(!guess.report().is_whole());
+    let result = guess.image().unwrap().unwrap();
+    assert!(whole_disk(&result) == whole_disk(&original));
+    let mut out = Vec::new();
+    plain.extract(bat.end()..bat.end() + (1 << 20), &mut out, &mut ()).unwrap();
+    assert!(out == whole_disk(&original)[..1 << 20]);
+}

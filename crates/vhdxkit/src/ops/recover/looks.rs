@@ -22,7 +22,8 @@ use super::super::progress::{Progress, advance};
 
 /// Candidates of one kind that are kept.
 const MOST: usize = 64;
-/// How much of a file is searched sector by sector for a log whose first sector is no entry.
+/// How much of a file is searched sector by sector for a log whose first sector is no entry, and for a table
+/// whose first page names no block.
 const SEARCHED: u64 = 256 << 20;
 
 /// A page of 4 KiB.
@@ -43,6 +44,8 @@ pub(super) struct Heads {
 pub(super) fn look(storage: &dyn Storage, progress: &mut dyn Progress) -> Result<Heads> {
     let mut heads = Heads::default();
     let mut page = [0; LOG_SECTOR_LEN];
+    let mut mebibyte = Vec::new();
+    let mut searched = 0u64;
     let length = storage.length()?.min(MAX_FILE_OFFSET);
     for run in DataRuns::new(storage, MIB..length.max(MIB)) {
         let run = run.map_err(|e| Error::io_whole("cannot map the file's holes", e))?;
@@ -53,6 +56,15 @@ pub(super) fn look(storage: &dyn Storage, progress: &mut dyn Progress) -> Result
         while at < run.range.end {
             storage.read_zero_filled(at, &mut page)?;
             heads.judge(at, &page);
+            // A table whose first blocks are not stored.
+            if is_well_formed_page(&page) && !names_blocks(&page) && searched < SEARCHED {
+                mebibyte.resize(1 << 20, 0);
+                storage.read_zero_filled(at, &mut mebibyte)?;
+                searched = searched.saturating_add(MIB);
+                if names_blocks_later(&mebibyte) && heads.tables.len() < MOST {
+                    heads.tables.push(at);
+                }
+            }
             advance(progress, 0)?;
             at = at.saturating_add(MIB);
         }
@@ -173,6 +185,16 @@ pub(super) fn names_blocks(page: &Page) -> bool {
     places.sort_unstable();
     places.dedup();
     named > 0 && places.len() == named
+}
+
+fn is_well_formed_page(page: &Page) -> bool {
+    entries(page).all(is_well_formed)
+}
+
+/// Whether a mebibyte holds nothing but pages of a table, some of which name blocks.
+fn names_blocks_later(mebibyte: &[u8]) -> bool {
+    let (pages, _) = mebibyte.as_chunks::<LOG_SECTOR_LEN>();
+    pages.iter().all(is_well_formed_page) && pages.iter().any(names_blocks)
 }
 
 /// What a page of the table is like.

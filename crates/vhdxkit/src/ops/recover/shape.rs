@@ -5,6 +5,7 @@
 //! * **Block size**: the largest one with which no two blocks that the table names overlap, and the last does not
 //!   reach beyond the end of the file. Writers put blocks side by side and end the file with the last, so the
 //!   largest that fits is the right one as soon as two blocks are neighbours, or the file ends as they leave it.
+//!   Where most blocks are neighbours the last may be cut short.
 //! * **Sector size**: 4096 when only with it the partitions on the disk hold file systems; else 512.
 //! * **Disk size**: where a GPT says that its second copy lies; else the largest of the end of the last partition,
 //!   of the file system that fills the disk, and of the last block that the table has an entry for. A disk that
@@ -397,6 +398,16 @@ fn infer_block_size(
     let end = mib_ceil(file_size).unwrap_or(MAX_FILE_OFFSET);
     let last = named.last()?.0;
     let sizes = (0..9u32).rev().filter_map(|shift| MIN_BLOCK_SIZE.checked_shl(shift));
+    // Where blocks lie side by side they show their size; the last one of a file may be cut short (QEMU).
+    let gaps = named.windows(2).filter_map(|pair| match pair {
+        [(a, _), (b, _)] => Some(b.saturating_sub(*a)),
+        _ => None,
+    });
+    let gaps: Vec<u64> = gaps.collect();
+    let side_by_side = |size: u32| {
+        let equal = gaps.iter().filter(|gap| **gap == u64::from(size)).count();
+        equal > 0 && equal.saturating_mul(2) >= gaps.len()
+    };
     let fits = |size: &u32| {
         let chunk = (1u64 << 23).saturating_mul(u64::from(sector));
         let period = chunk.checked_div(u64::from(*size)).unwrap_or_default().saturating_add(1);
@@ -411,6 +422,7 @@ fn infer_block_size(
         });
         // What was cut off says nothing about where the last block ended.
         let inside = last >= end
+            || side_by_side(*size)
             || named.last().is_some_and(|(at, index)| at.saturating_add(length(*index)) <= end);
         apart && inside
     };
@@ -436,6 +448,7 @@ mod tests {
         assert_eq!(size(&[(0, 4), (7, 68), (3, 36)], 100), Some(32));
         assert_eq!(size(&[(0, 4), (1, 600)], 400), Some(256), "a file that was cut off");
         assert_eq!(size(&[], 400), None);
+        assert_eq!(size(&[(0, 4), (1, 36)], 45), Some(32), "the last block is cut short");
         // A bitmap block of one mebibyte between blocks of two.
         assert_eq!(size(&[(0, 4), (2048, 6), (1, 7)], 9), Some(2));
     }
