@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use damage::{Damage, Damaged, Had, Instead, judge};
+use proptest::prelude::*;
+use vhdxkit::defect::Severity;
 use vhdxkit::ops::check::check;
 use vhdxkit::ops::recover::{Fate, Salvage, SalvageOptions, Trust};
 use vhdxkit::storage::{FileStorage, MemoryStorage, OpenMode, Storage};
@@ -396,4 +398,125 @@ fn an_order_is_guessed_only_when_asked_for() {
     let mut out = Vec::new();
     plain.extract(bat.end()..bat.end() + (1 << 20), &mut out, &mut ()).unwrap();
     assert!(out == whole_disk(&original)[..1 << 20]);
+}
+
+/// A file of random bytes holds nothing, and costs no more than a look.
+#[test]
+fn junk_gives_nothing_and_does_no_harm() {
+    let mut random = Random::new(7);
+    let bytes: Vec<u8> = (0..3 << 20).map(|_| random.any() as u8).collect();
+    for length in [0, 1, 4096, (1 << 20) - 1, 1 << 20, 3 << 20] {
+        let file = Arc::new(MemoryStorage::new(bytes[..length].to_vec()));
+        let salvage = Salvage::read(file, &SalvageOptions::new(), &mut ()).unwrap();
+        assert!(salvage.report().geometry.is_none() && salvage.image().unwrap().is_none());
+        assert!(salvage.write(&MemoryStorage::empty(), None, &mut ()).is_err());
+    }
+}
+
+/// Holes are passed by: a sparse file of a tebibyte, its structures gone but for some at its end, takes no time.
+#[test]
+fn a_huge_sparse_file_is_looked_through_without_reading_its_holes() {
+    let started = std::time::Instant::now();
+    let file = Arc::new(MemoryStorage::empty());
+    file.set_len(1 << 40).unwrap();
+    let sample = samples::clean().build_vec();
+    let at = (1 << 40) - sample.len() as u64;
+    file.write_at(at, &sample).unwrap();
+    let counted = Arc::new(common::Counting::new(file));
+    let medium = Arc::clone(&counted) as Arc<dyn Storage>;
+    let salvage = Salvage::read(medium, &SalvageOptions::new(), &mut ()).unwrap();
+    // The metadata is found by its signature; the table names places that are holes here.
+    assert!(salvage.report().geometry.is_some(), "{:#?}", salvage.report());
+    assert!(counted.count() < 200 << 20, "{} bytes were read", counted.count());
+    assert!(started.elapsed().as_secs() < 30);
+}
+
+/// Claims as large as the format allows, by a file that holds next to nothing; and every block at one place:
+/// what comes out is bounded by what the file holds.
+#[test]
+fn huge_claims_cost_little_and_no_place_is_given_out_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    for differencing in [false, true] {
+        let size = 64u64 << 40;
+        let image = match differencing {
+            false => vhdxkit_testkit::Image::dynamic(size),
+            true => vhdxkit_testkit::Image::differencing(size, vhdxkit_testkit::guid(1, 1))
+                .parent_path("relative_path", r".\parent.vhdx"),
+        };
+        let text = vhdxkit_testkit::Contents::Data(b"one block for all".to_vec());
+        let image = image.block_size(32 << 20).bat_length(32 << 20).place_block(0, 100, text);
+        let all_at_one =
+            |image: vhdxkit_testkit::Image, index| image.bat_entry(index, 100 << 20 | 6);
+        let path = dir.path().join("claims.vhdx");
+        (1..4000).fold(image, all_at_one).build_file(&path);
+        let length = std::fs::metadata(&path).unwrap().len();
+        let file = file(&path);
+        let started = std::time::Instant::now();
+        let salvage = Salvage::read(file, &SalvageOptions::new(), &mut ()).unwrap();
+        let report = salvage.report();
+        assert!(report.recovered <= length);
+        assert!(report.fates.count(Fate::Lost) >= 3800, "{:?}", report.fates.count(Fate::Lost));
+        assert_eq!(report.fates.count(Fate::Intact), 0, "the one owner is not certain either");
+        assert!(started.elapsed().as_secs() < 60);
+    }
+}
+
+/// Bad spots of a failing disk read zeros, are told, and end nothing.
+#[test]
+fn what_cannot_be_read_is_told_and_the_rest_is_had() {
+    let sample = samples::clean();
+    let bytes = sample.build_vec();
+    let original = common::open(MemoryStorage::new(bytes.clone())).unwrap();
+    let place = original.extents(0..512).next().unwrap().unwrap().file_offset.unwrap();
+    let bad = common::Counting::with_bad_spot(MemoryStorage::new(bytes), place..place + 1);
+    let salvage = Salvage::read(Arc::new(bad), &SalvageOptions::new(), &mut ()).unwrap();
+    let target = Arc::new(MemoryStorage::empty());
+    salvage.write(&*target, None, &mut ()).unwrap();
+    assert_eq!(salvage.unreadable(), [place..place + 4096]);
+    let result = OpenOptions::new().open_storage(target).unwrap();
+    let (mut was, mut is) = (whole_disk(&original), whole_disk(&result));
+    assert!(is[..4096].iter().all(|byte| *byte == 0));
+    assert!(was.split_off(4096) == is.split_off(4096));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// Any part of any sample overwritten with anything: no panic, no write to the source, no result larger than
+    /// the file, and the view is an image without errors.
+    #[test]
+    fn any_damage_is_survived(
+        which in 0..4usize,
+        places in proptest::collection::vec((0..8u64 << 20, 1..200_000u64, any::<bool>()), 0..5),
+        values in proptest::collection::vec((0..0x60_0000u64, any::<u64>()), 0..20),
+        cut in proptest::option::of(0..8u64 << 20),
+    ) {
+        let samples = samples::all();
+        let file = MemoryStorage::new(samples[which].image.build_vec());
+        let length = file.len().unwrap();
+        for (at, value) in values {
+            if at * 8 % length + 8 <= length {
+                file.write_at(at * 8 % length, &value.to_le_bytes()).unwrap();
+            }
+        }
+        for (start, size, zeros) in places {
+            let range = start.min(length)..(start + size).min(length);
+            let with = if zeros { Instead::Zeros } else { Instead::Junk };
+            let damage = Damage { with, ..wiped("some", &[range]) };
+            let inner: Arc<dyn Storage> = Arc::new(MemoryStorage::new(file.to_vec()));
+            let mut bytes = vec![0; length as usize];
+            Damaged { inner, damage }.read_at(0, &mut bytes).unwrap();
+            file.write_at(0, &bytes).unwrap();
+        }
+        let damage = Damage { cut, ..no_damage() };
+        let inner: Arc<dyn Storage> = Arc::new(file);
+        let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+        prop_assert!(salvage.report().recovered <= length);
+        if let Some(view) = salvage.image().unwrap() {
+            let findings = check(Arc::clone(view.storage()), &mut ()).unwrap();
+            let errors = findings.list().iter().filter(|d| d.severity() == Severity::Error);
+            prop_assert_eq!(errors.count(), 0, "{:?}", findings.list());
+            prop_assert_eq!(salvage.report().fates.total(), view.geometry().blocks());
+        }
+    }
 }

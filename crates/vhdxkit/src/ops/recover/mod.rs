@@ -367,7 +367,12 @@ fn find(
         file_write: guids.guid(),
         data_write: data_write_guid.unwrap_or_else(|| guids.guid()),
     };
-    layout.write_tables_as(&overlay, identity, &shape.items)?;
+    let mut items = shape.items.clone();
+    if geometry.is_differencing() && !shape.has_locator() {
+        // Only for the view, which is not opened as a child without one. It names nobody.
+        items.extend(shape::locator_to(guids.guid()));
+    }
+    layout.write_tables_as(&overlay, identity, &items)?;
     layout.finish(&overlay)?;
     let original = (!replayed).then(|| Arc::clone(file));
     let view: Arc<dyn Storage> = Arc::new(View { patched: overlay.freeze(), file: original });

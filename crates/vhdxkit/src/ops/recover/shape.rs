@@ -135,11 +135,10 @@ fn finish(
     } else if let Some(parent) = options.parent.as_ref().filter(|_| !has_locator(&known.items)) {
         let text = "its name is lost: the parent that was given is taken, and nothing tells whether it is the right one";
         report.say("parent", Trust::Given, None, text);
-        let relative = Some(r".\parent.vhdx".to_owned());
-        let paths = ParentPaths { relative, ..ParentPaths::default() };
-        if let Some(data) = ParentLocator::new(parent.data_write_guid, None, &paths).to_bytes() {
-            known.items.push(Item { id: PARENT_LOCATOR, flags: IS_REQUIRED, data });
-        }
+        known.items.extend(locator_to(parent.data_write_guid));
+    } else if !has_locator(&known.items) {
+        let text = "the disk is a child, and the name of its parent is lost: give it (--parent)";
+        report.say("parent", Trust::Lost, None, text);
     }
     match known.disk_id {
         Some(id) => report.say("virtual disk id", Trust::Sound, None, format!("{id}, kept")),
@@ -150,6 +149,14 @@ fn finish(
         }
     }
     Ok(Some(Shape { geometry, items: known.items, disk_id: known.disk_id, is_guess }))
+}
+
+/// A locator that names a parent by its DataWriteGuid.
+pub(super) fn locator_to(parent: Guid) -> Option<Item> {
+    let relative = Some(r".\parent.vhdx".to_owned());
+    let paths = ParentPaths { relative, ..ParentPaths::default() };
+    let data = ParentLocator::new(parent, None, &paths).to_bytes()?;
+    Some(Item { id: PARENT_LOCATOR, flags: IS_REQUIRED, data })
 }
 
 /// The metadata region as it lies there; where it does not make sense, with what the log holds of it.
@@ -221,6 +228,12 @@ fn parse(storage: &dyn Storage, region: Region) -> Result<Known> {
     };
     known.physical = known.physical.filter(|size| Geometry::is_sector_size(*size));
     for item in table.items().iter().filter(|item| is_kept(item)) {
+        if item.id == PARENT_LOCATOR && !item.is_user() {
+            let locator = ParentLocator::read(storage, *item, &mut Findings::strict());
+            if !matches!(locator, Ok(Some(_))) {
+                continue;
+            }
+        }
         let mut data = vec![0; usize::try_from(item.length).unwrap_or_default()];
         if storage.read_zero_filled(item.offset, &mut data)? == data.len() {
             known.items.push(Item { id: item.id, flags: item.flags, data });
