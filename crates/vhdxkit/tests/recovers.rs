@@ -34,6 +34,29 @@ const REAL: [&str; 9] = [
     "fattools-base4k.vhdx.gz",
 ];
 
+/// What is had at least of what is still in the file, in hundredths of a per cent, where that is not all of it:
+/// by image (a part of its name) and damage. A table without a log that has ever named its blocks is gone for
+/// good; and what only a lost log knew is lost.
+const FLOORS: [(&str, &str, u64); 9] = [
+    ("iotest-dirtylog", "log", 9444),
+    ("iotest-dirtylog", "first MiB and log", 9444),
+    ("crashed.vhdx", "log", 3333),
+    ("crashed.vhdx", "first MiB and log", 3333),
+    ("test-disk2vhd", "BAT", 0),
+    ("fattools", "BAT", 0),
+    ("clean.vhdx", "BAT", 0),
+    ("sectors-4k.vhdx", "BAT", 0),
+    ("QEMU", "BAT", 0),
+];
+
+fn floor(image: &str, damage: &Damage) -> u64 {
+    let last = damage.name.rsplit(" and ").next().unwrap();
+    let found = FLOORS
+        .iter()
+        .find(|(name, what, _)| image.contains(name) && (*what == damage.name || *what == last));
+    found.map_or(10_000, |(.., share)| *share)
+}
+
 fn file(path: &Path) -> Arc<dyn Storage> {
     Arc::new(FileStorage::open(path, OpenMode::ReadOnly { force_share: true }).unwrap())
 }
@@ -82,13 +105,20 @@ fn every_damage(name: &str, inner: &Arc<dyn Storage>) -> Vec<(Damage, Had)> {
     shares
 }
 
+fn hold_floors(name: &str, shares: &[(Damage, Had)]) {
+    for (damage, had) in shares {
+        let floor = floor(name, damage);
+        assert!(had.share() >= floor, "{name}, {}: {had:?}, floor {floor}", damage.title());
+    }
+}
+
 #[test]
 fn real_images_are_had_in_spite_of_every_damage() {
     let dir = tempfile::tempdir().unwrap();
     let mut images = 0;
     for packed in REAL {
         let Some(path) = common::unpack(packed, dir.path()) else { continue };
-        every_damage(packed, &file(&path));
+        hold_floors(packed, &every_damage(packed, &file(&path)));
         std::fs::remove_file(path).unwrap();
         images += 1;
     }
@@ -99,7 +129,7 @@ fn real_images_are_had_in_spite_of_every_damage() {
 fn our_samples_are_had_in_spite_of_every_damage() {
     for sample in samples::all().into_iter().filter(|sample| sample.parent.is_none()) {
         let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(sample.image.build_vec()));
-        every_damage(sample.name, &storage);
+        hold_floors(sample.name, &every_damage(sample.name, &storage));
     }
 }
 
@@ -153,7 +183,7 @@ fn written_by_us(seed: u64) -> Arc<dyn Storage> {
 fn what_our_writer_leaves_is_had_in_spite_of_every_damage() {
     let (mut left, mut right, mut certain) = (0, 0, 0);
     let first: u64 = std::env::var("RECOVER_SEED").map_or(1, |seed| seed.parse().unwrap());
-    let count: u64 = std::env::var("RECOVER_SEEDS").map_or(30, |count| count.parse().unwrap());
+    let count: u64 = std::env::var("RECOVER_SEEDS").map_or(10, |count| count.parse().unwrap());
     for seed in first..first + count {
         let file = written_by_us(seed);
         for (damage, had) in every_damage(&format!("seed {seed}"), &file) {
@@ -164,6 +194,7 @@ fn what_our_writer_leaves_is_had_in_spite_of_every_damage() {
         }
     }
     println!("{right} of {left} MiB, {certain} for certain");
+    assert!(right * 100 >= left * 97 && certain * 100 >= left * 70, "less is had than before");
 }
 
 /// QEMU's images: their regions in another order, no Required flags, fixed ones cut off at their last block,
@@ -174,7 +205,7 @@ fn images_by_qemu_are_had_in_spite_of_every_damage() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    for seed in 1..=8u64 {
+    for seed in 1..=6u64 {
         let mut random = Random::new(mix(seed));
         let path = dir.path().join(format!("{seed}.vhdx"));
         let block = [1u64, 2, 8, 32][seed as usize % 4] << 20;
@@ -203,7 +234,8 @@ fn images_by_qemu_are_had_in_spite_of_every_damage() {
             arguments.push(text);
             common::run("qemu-io", &arguments);
         }
-        every_damage(&format!("QEMU {seed}: {options}"), &file(&path));
+        let name = format!("QEMU {seed}: {options}");
+        hold_floors(&name, &every_damage(&name, &file(&path)));
         std::fs::remove_file(path).unwrap();
     }
 }
@@ -480,7 +512,7 @@ fn what_cannot_be_read_is_told_and_the_rest_is_had() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     /// Any part of any sample overwritten with anything: no panic, no write to the source, no result larger than
     /// the file, and the view is an image without errors.
