@@ -113,7 +113,7 @@ impl History {
         for (place, trust) in places {
             let log = Log::at(storage, place, headers.session().unwrap_or(Guid::ZERO))?;
             if log.entries().iter().any(|entry| entry.fault.is_none()) || headers.is_sound() {
-                let mut history = Self::of(storage, log, headers)?;
+                let history = Self::of(storage, log, headers)?;
                 history.tell(place, trust, report);
                 if history.order == Order::Unknown && !history.sessions.is_empty() {
                     let text = "which session of the log is the newest is not known: where log and table disagree nothing is certain";
@@ -390,11 +390,10 @@ impl Tables {
             if let Update::Data { file_offset, sector } = update
                 && looks::names_blocks(sector)
                 && self.0.len() < MAX_SALVAGED_SECTORS
+                && let Some(old) = self.0.insert(file_offset, Box::new(*sector))
             {
-                if let Some(old) = self.0.insert(file_offset, Box::new(*sector)) {
-                    let mut pairs = looks::entries(&old).zip(looks::entries(sector));
-                    grows &= pairs.all(|(old, new)| old == new || !looks::is_present(old));
-                }
+                let mut pairs = looks::entries(&old).zip(looks::entries(sector));
+                grows &= pairs.all(|(old, new)| old == new || !looks::is_present(old));
             }
             Ok(())
         })?;
