@@ -5,11 +5,13 @@
 //! block that the log or what is left of the table names; never a wrong byte under a fate that claims certainty.
 //! The damaged file is never written (the medium panics). The shares are printed, and kept as floors.
 
+#![allow(clippy::single_range_in_vec_init)] // Lists of ranges that happen to hold one.
+
 mod common;
 #[path = "common/damage.rs"]
 mod damage;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use damage::{Damage, Damaged, Had, Instead, judge};
@@ -18,7 +20,7 @@ use vhdxkit::defect::Severity;
 use vhdxkit::ops::check::check;
 use vhdxkit::ops::recover::{Fate, Salvage, SalvageOptions, Trust};
 use vhdxkit::storage::{FileStorage, MemoryStorage, OpenMode, Storage};
-use vhdxkit::{CreateOptions, Image, OpenOptions, ParentPolicy};
+use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_testkit::random::{Random, mix};
 use vhdxkit_testkit::samples;
 

@@ -45,16 +45,16 @@ pub(crate) fn all(image: &Image) -> Vec<Damage> {
         }
     };
     let first = 0..MIB;
-    add("first mebibyte", true, &[first.clone()]);
+    add("first mebibyte", true, std::slice::from_ref(&first));
     add("header 1", true, &[kib(64, 128)]);
     add("header 2", true, &[kib(128, 192)]);
     add("both headers", true, &[kib(64, 192)]);
     add("region table 1", true, &[kib(192, 256)]);
     add("region table 2", true, &[kib(256, 320)]);
     add("both region tables", true, &[kib(192, 320)]);
-    add("log", false, &[log.clone()]);
-    add("metadata", false, &[metadata.clone()]);
-    add("BAT", false, &[bat.clone()]);
+    add("log", false, std::slice::from_ref(&log));
+    add("metadata", false, std::slice::from_ref(&metadata));
+    add("BAT", false, std::slice::from_ref(&bat));
     add("first MiB and log", false, &[first.clone(), log]);
     add("first MiB and metadata", false, &[first.clone(), metadata]);
     add("first MiB and BAT", false, &[first, bat]);
@@ -177,7 +177,7 @@ impl Had {
 
 /// Where each mebibyte of a disk lies in the image's own file.
 fn places(image: &Image, length: u64) -> Vec<Option<u64>> {
-    let mut places = vec![None; length.div_ceil(MIB) as usize];
+    let mut places = vec![None::<u64>; length.div_ceil(MIB) as usize];
     for extent in image.extents(0..image.virtual_size()) {
         let extent = extent.unwrap();
         if extent.state == ExtentState::Data && extent.depth == 0 {
@@ -191,7 +191,7 @@ fn places(image: &Image, length: u64) -> Vec<Option<u64>> {
             }
         }
     }
-    places.into_iter().map(|place: Option<u64>| place).collect()
+    places
 }
 
 /// The fate of the block that a byte of the disk is in.

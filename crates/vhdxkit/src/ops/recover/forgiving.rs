@@ -125,6 +125,7 @@ impl Storage for Forgiving {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // Lists of ranges that happen to hold one.
 mod tests {
     use super::*;
     use crate::storage::MemoryStorage;

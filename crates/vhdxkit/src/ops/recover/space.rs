@@ -162,6 +162,7 @@ impl Claims {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // Lists of ranges that happen to hold one.
 mod tests {
     use super::*;
 
