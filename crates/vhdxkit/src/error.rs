@@ -367,13 +367,13 @@ impl Error {
         }
         Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => {
-                "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk"
+                "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk; of a VHDX whose start was overwritten `vhdx recover` makes a new image"
             }
             ErrorKind::LogInvalid => {
                 "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; `vhdx check --repair --discard-log` gives the log up if the file is consistent without it: keep a copy of the file as it is"
             }
             ErrorKind::Truncated => {
-                "look for a complete copy of the file; do not let another tool write to this one; --without-log reads what is left, at your own word; `vhdx check --repair --dry-run` tells which blocks are lost"
+                "look for a complete copy of the file; do not let another tool write to this one; `vhdx check --repair --dry-run` tells which blocks are lost, `vhdx recover` makes a new image of what is left"
             }
             ErrorKind::Locked => {
                 "stop that program; commands that only read take --force-share (what they read may be half-changed)"
@@ -384,7 +384,9 @@ impl Error {
             ErrorKind::Corrupt if self.defect().is_none() => {
                 "look for another copy of the file; --from raw takes its bytes as they are"
             }
-            ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
+            ErrorKind::Corrupt => {
+                "`vhdx check` lists everything that is wrong with the file; `vhdx recover` makes a new image of what can still be had"
+            }
             ErrorKind::WrongFormat => {
                 "check that this is the right file, or name its format (`--from`)"
             }

@@ -4,6 +4,7 @@ mod chain;
 mod making;
 #[cfg(target_os = "linux")]
 mod mounting;
+mod recovering;
 #[cfg(target_os = "linux")]
 mod serving;
 mod space;
@@ -22,6 +23,7 @@ pub(crate) use making::{
 };
 #[cfg(target_os = "linux")]
 pub(crate) use mounting::{MountArgs, UnmountArgs};
+pub(crate) use recovering::RecoverArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use serving::{PlaceArgs, ServeArgs};
 pub(crate) use space::{CompactArgs, FreeSpaceName, LsArgs};
@@ -32,6 +34,7 @@ Examples:
   vhdx convert disk.vhdx disk.raw     its true contents, log replayed in memory
   vhdx log show disk.vhdx             what the last writer was doing
   vhdx check disk.vhdx                everything that is wrong with it
+  vhdx recover broken.vhdx --to new.vhdx  what can be had when it opens no more
   vhdx create disk.vhdx 64G           a new disk
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
   vhdx compact disk.vhdx              the file has grown: give space back
@@ -43,7 +46,7 @@ Examples:
 const TOP_NOTES: &str = "\
 Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes), or 0x hexadecimal.
 
-Exit status: 0 done; 1 failed; 2 wrong usage; 3 `check` found problems, `compare` found differences;
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 `check` found problems, `compare` differences, `recover` losses;
 4 the image is in use; 5 the parent of a checkpoint is missing or another one.";
 
 /// Open, recover, read and write VHDX (Hyper-V) disk images. Never writes to an image unless that is the
@@ -287,6 +290,26 @@ Examples:
 A mount that is used is not taken away: what uses it is named, and how to end that."
     )]
     Unmount(UnmountArgs),
+    /// Salvage a disk whose file cannot be opened any more, into a new file. The damaged file is only read.
+    #[command(before_help = "\
+Examples:
+  cp --sparse=always broken.vhdx copy.vhdx        first of all: work on a copy
+  vhdx recover copy.vhdx                          what can be had, nothing is written
+  vhdx recover copy.vhdx --to new.vhdx            and had
+  vhdx recover copy.vhdx --to new.vhdx --block-size 32M --size 127G
+  vhdx recover copy.avhdx --to flat.vhdx --parent base.vhdx
+
+If you have just lost a disk: stop everything that writes to it, copy the file, and run this on the copy. Headers, \
+region tables, metadata and block table may be gone, the log broken, the end cut off: what says the same \
+thing elsewhere is used, old entries of the log included. Nothing is guessed without saying so.
+
+What became of each block: intact (the table names it), log (the log's newest word does), older (an image \
+of the table that may be out of date does), guessed (by an inferred size or order), cut (behind the end of \
+the file), absent (nothing was stored), lost. What is lost reads zeros.
+
+Exit status: 0 all of the disk was had; 3 something is lost, cut, or not certain; 1 failed; 4 the file is in \
+use; 5 a parent is missing.")]
+    Recover(RecoverArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
 Examples:
@@ -314,6 +337,7 @@ impl Command {
                 "the guest's data; if the file was changed at all, replaying again completes it"
             }
             Self::Convert(_) => "the image; no unfinished copy was left behind",
+            Self::Recover(_) => "the damaged file; no unfinished image was left behind",
             Self::Create(_) => "any file; no unfinished image was left behind",
             Self::Write(_) => {
                 "anything outside of the range; what earlier flushes made durable is safe"

@@ -135,7 +135,7 @@ pub(super) fn is_fixed(disk: &Vhd) -> bool {
     disk.disk_type() == DiskType::Fixed
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) if a == b => true,
         _ => same_inode(a, b),

@@ -26,6 +26,7 @@ mod merge;
 mod mount;
 mod new_file;
 mod read;
+mod recover;
 mod relink;
 mod repair;
 mod resize;
@@ -64,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Map(args) => map::run(&args, context).map(done),
         Command::Dump(args) => dump::run(&args, context).map(done),
         Command::Read(args) => read::run(&args).map(done),
+        Command::Recover(args) => recover::run(&args, context),
         Command::Create(args) => create::run(&args, context).map(done),
         Command::Write(args) => write::run(&args, context).map(done),
         Command::Resize(args) => resize::run(&args, context).map(done),

@@ -52,3 +52,9 @@ pub const MAX_REPAIR_COPIES: usize = 1 << 16;
 pub const MAX_CUT_KEPT: u64 = 64 * MIB;
 /// Ranges in an undo file, each of at most 1 MiB.
 pub const MAX_UNDO_RECORDS: u32 = 1 << 20;
+/// 4 KiB sectors of a log that a salvage keeps (64 MiB): what a ring of 1 MiB holds, 64 times.
+pub const MAX_SALVAGED_SECTORS: usize = 1 << 14;
+/// Runs of blocks with the same fate that a salvage lists; further ones are counted.
+pub const MAX_LISTED_FATES: usize = 1 << 18;
+/// BAT entries that are looked at to infer a block size nobody has recorded.
+pub const MAX_INFERRED_FROM: usize = 1 << 20;

@@ -32,7 +32,7 @@ use crate::{Error, Result};
 pub use create::CreateOptions;
 pub use cursor::Cursor;
 pub use extents::{Extent, ExtentState, Extents};
-pub(crate) use layout::{Layout, region_length};
+pub(crate) use layout::{BatWriter, Identity, Layout, region_length};
 pub(crate) use open::{
     DirtyLog, ImageParts, Recovered, open_layer, open_layer_for_writing, read_image_parts,
 };

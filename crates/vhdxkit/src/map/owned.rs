@@ -63,6 +63,12 @@ impl SpaceMap {
         gaps
     }
 
+    /// Whether any mebibyte of a range has an owner.
+    pub(crate) fn owns_any(&self, offset: u64, length: u64) -> bool {
+        let last = offset.saturating_add(length).min(MAX_FILE_OFFSET).div_ceil(MIB);
+        (offset / MIB..last).any(|number| self.is_owned(number))
+    }
+
     fn is_owned(&self, number: u64) -> bool {
         let word = usize::try_from(number / 64).ok().and_then(|word| self.owned.get(word));
         let bit = 1u64.checked_shl(low_bits(number)).unwrap_or_default();
