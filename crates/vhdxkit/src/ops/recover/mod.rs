@@ -36,7 +36,7 @@
 //! children would take this disk for what it is not any more. Everything else that names the file is new.
 //!
 //! # Bounds
-//! The source is only read, bad spots in it read zeros and are told. Memory: three bits for each mebibyte of
+//! The source is only read, bad spots in it read zeros and are told. Memory: six bits for each mebibyte of
 //! the file and a few more, 64 MiB of log sectors, the new table. No place is given to two blocks, so the result
 //! is never larger than the file. Time: the table thrice, a sector of each mebibyte, and the space that nothing
 //! names.
