@@ -147,6 +147,31 @@ fn resize_grows_shrinks_and_protects_data_and_partitions() {
 }
 
 #[test]
+fn the_smallest_size_keeps_every_byte_and_every_partition() {
+    let dir = Workdir::new();
+    let image = dir.path("a.vhdx");
+    vhdx(&["create", &image, "100M", "--block-size", "1M"]).succeeds();
+    // Zeros behind the last byte are not worth keeping, stored or not.
+    write(&image, "80M", &[7; 512]);
+    write(&image, "90M", &[0; 4096]);
+    let size = || json(&vhdx(&["info", "--json", &image]).succeeds())["virtual_size"].clone();
+    vhdx(&["resize", &image, "min"]).succeeds();
+    assert_eq!(size(), 80 * MIB + 512);
+    assert_eq!(vhdx(&["read", &image, "--offset", "80M"]).succeeds_with_bytes(), [7; 512]);
+    vhdx(&["resize", &image, "100M"]).succeeds();
+    // A partition up to 95 MiB, empty at its end.
+    let mut sector = [0; 512];
+    sector[446 + 4] = 0x83;
+    sector[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    sector[446 + 12..446 + 16].copy_from_slice(&(94 * 2048u32).to_le_bytes());
+    sector[510..].copy_from_slice(&[0x55, 0xAA]);
+    write(&image, "0", &sector);
+    vhdx(&["resize", &image, "min"]).succeeds();
+    assert_eq!(size(), 95 * MIB);
+    vhdx(&["check", &image]).succeeds();
+}
+
+#[test]
 fn raw_and_vhdx_convert_into_each_other() {
     let dir = Workdir::new();
     let (raw, image, fixed, back) =

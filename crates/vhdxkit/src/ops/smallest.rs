@@ -25,11 +25,12 @@ pub fn smallest_size(image: &Image, progress: &mut dyn Progress) -> Result<u64> 
 
 /// The byte behind the last one at or after `from` that is not zero; `from` when there is none.
 fn end_of_data(image: &Image, from: u64, progress: &mut dyn Progress) -> Result<u64> {
-    let step = u64::from(image.geometry().block_size());
+    let geometry = image.geometry();
     let mut buffer = Buffer::new();
     let mut end = image.virtual_size();
     while end > from {
-        let start = end.saturating_sub(1).saturating_div(step).saturating_mul(step).max(from);
+        let block = geometry.block_of(end.saturating_sub(1));
+        let start = geometry.block_start(block).max(from);
         let extents: Vec<_> = image.extents(start..end).collect::<Result<_>>()?;
         for extent in extents.iter().rev().filter(|extent| !extent.state.is_zero()) {
             let mut behind = extent.end();
