@@ -58,21 +58,27 @@ fn open(
 }
 
 fn of_plain(path: &Path, disk: &Disk) -> anyhow::Result<Value> {
-    let mut value = json!({
-        "path": path.display().to_string(),
-        "format": disk.format().name(),
+    let path = path.display().to_string();
+    let format = disk.format().name();
+    #[cfg(feature = "qcow2")]
+    if let Disk::Qcow2(image) = disk {
+        return Ok(json!({
+            "path": path,
+            "format": format,
+            "type": "dynamic",
+            "virtual_size": disk.size(),
+            "file_size": image.file_size()?,
+            "block_size": image.cluster_size(),
+            "version": image.version(),
+        }));
+    }
+    Ok(json!({
+        "path": path,
+        "format": format,
         "type": "fixed",
         "virtual_size": disk.size(),
         "file_size": disk.size(),
-    });
-    #[cfg(feature = "qcow2")]
-    if let (Disk::Qcow2(image), Some(object)) = (disk, value.as_object_mut()) {
-        object.insert("type".to_owned(), "dynamic".into());
-        object.insert("file_size".to_owned(), image.file_size()?.into());
-        object.insert("block_size".to_owned(), image.cluster_size().into());
-        object.insert("version".to_owned(), image.version().into());
-    }
-    Ok(value)
+    }))
 }
 
 fn of_vhd(disk: &Vhd) -> anyhow::Result<Value> {
