@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod measure;
 pub mod merge;
 pub mod partitions;
+pub mod picture;
 pub mod relink;
 pub mod timeline;
 
