@@ -111,7 +111,7 @@ fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
     Ok(disk)
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) if a == b => true,
         _ => same_inode(a, b),

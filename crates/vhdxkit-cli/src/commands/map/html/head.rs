@@ -1,0 +1,359 @@
+//! The head of the page: what this is, how it is, what to do about it. And its foot.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use vhdxkit::Image;
+use vhdxkit::defect::Severity;
+use vhdxkit::log::LogState;
+use vhdxkit::ops::picture::{DiskState, FileOwner, Picture};
+
+use super::markup::{Html, cut};
+use super::{Facts, Mapped, percent};
+use crate::console::{count, size};
+
+/// What is worth giving back: this much, or a tenth of the file.
+const WORTH_COMPACTING: u64 = 256 << 20;
+
+/// The file's own name.
+pub(super) fn name(path: &str) -> String {
+    let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+    cut(&name.unwrap_or_else(|| path.to_owned()), 120)
+}
+
+pub(super) fn write(html: &mut Html, facts: &Facts) {
+    html.line("h1", &[], name(&facts.path));
+    if let Ok(mapped) = &facts.mapped {
+        let geometry = mapped.image.geometry();
+        html.element("p", &[("class", &"what")], |html| {
+            html.text(format_args!(
+                "A {} disk of {} in a file of {}",
+                geometry.disk_type().name(),
+                size(geometry.virtual_size()),
+                size(mapped.image.file_size())
+            ));
+        });
+    }
+    verdict(html, facts);
+    match &facts.mapped {
+        Ok(mapped) => key_facts(html, facts, mapped),
+        Err(_) => headers(html, facts),
+    }
+}
+
+/// A judgement in plain words.
+struct Verdict {
+    /// `good`, `fair` or `bad`: the class; and a sign that can be told without colours.
+    class: &'static str,
+    sign: &'static str,
+    words: String,
+    /// Commands to type, and what each is for.
+    next: Vec<(String, &'static str)>,
+}
+
+fn verdict(html: &mut Html, facts: &Facts) {
+    let Verdict { class, sign, words, next } = judge(facts);
+    html.element("div", &[("class", &format_args!("verdict {class}")), ("role", &"status")], |html| {
+        html.element("p", &[], |html| {
+            html.line("span", &[("class", &"sign"), ("aria-hidden", &"true")], sign);
+            html.text(words);
+        });
+        if !next.is_empty() {
+            html.element("ul", &[("class", &"next")], |html| {
+                for (command, purpose) in next {
+                    html.element("li", &[], |html| {
+                        html.line("code", &[], command);
+                        html.line("span", &[], purpose);
+                    });
+                }
+            });
+        }
+    });
+}
+
+fn judge(facts: &Facts) -> Verdict {
+    let image = quoted(&facts.path);
+    let list = || facts.checked.iter().flat_map(|checked| checked.findings.list());
+    let of = |severity| list().filter(|found| found.severity() == severity).count() as u64;
+    let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
+    let bad = |words: String, next| Verdict { class: "bad", sign: "✗", words, next };
+    let keep = (format!("cp --sparse=always {image} COPY"), "keep a copy before anything tries to mend it");
+    let mapped = match &facts.mapped {
+        Ok(mapped) => mapped,
+        Err(error) => {
+            let words = format!("This image cannot be opened: {error}. Below is what can be read of it.");
+            let check = (format!("vhdx check {image}"), "everything that is wrong with it");
+            return bad(words, vec![keep, check]);
+        }
+    };
+    if let Some(problem) = &mapped.alone {
+        let words = format!("Its parent cannot be had, and without it most of this disk is missing: {problem}.");
+        let next = vec![
+            (format!("vhdx info --chain {image}"), "which parent it looks for, and where"),
+            (format!("vhdx map --html PAGE --parent FILE {image}"), "this page, with the parent that you name"),
+            (format!("vhdx relink {image} --parent FILE"), "tell the image for good"),
+        ];
+        return bad(words, next);
+    }
+    if mapped.image.geometry().is_differencing() && mapped.image.parent().is_none() {
+        let words = "Shown without its parent, as it was asked for: what the parent holds is missing here.";
+        return Verdict { class: "fair", sign: "!", words: words.to_owned(), next: Vec::new() };
+    }
+    if mapped.image.log().state() == LogState::Invalid {
+        let words = "The last writer did not finish, and its log cannot be applied: what it changed last may be \
+                     missing or half done. Everything below is as it lies on disk."
+            .to_owned();
+        let copy = (format!("vhdx convert --without-log {image} COPY.vhdx"), "the disk as it lies, in a new file");
+        return bad(words, vec![keep, copy]);
+    }
+    if errors > 0 {
+        let damaged = mapped.picture.as_ref().map_or(0, |p| p.disk.totals.of(DiskState::Damaged));
+        let lost = match damaged {
+            0 => String::new(),
+            bytes => format!("; {} of the disk cannot be read", size(bytes)),
+        };
+        let words = format!("{} found{lost}.", count(errors, "error was", "errors were"));
+        let check = (format!("vhdx check {image}"), "the same findings, at any time");
+        return bad(words, vec![keep, check]);
+    }
+    judge_readable(mapped, &image, warnings)
+}
+
+/// Every byte can be read: what is left to say.
+fn judge_readable(mapped: &Mapped, image: &str, warnings: u64) -> Verdict {
+    let (mut words, mut next) = (Vec::new(), Vec::new());
+    let dirty = mapped.image.log().state() == LogState::Dirty;
+    if dirty {
+        let entries = mapped.image.log().active().map_or(0, |active| active.entries().len());
+        let entries = count(entries as u64, "log entry waits", "log entries wait");
+        words.push(format!(
+            "The last writer did not finish: {entries} to be applied. Nothing is lost, every byte can be read; \
+             this page shows the disk with them applied."
+        ));
+        next.push((format!("vhdx log replay {image}"), "apply them in the file"));
+    }
+    if warnings > 0 {
+        let warnings = count(warnings, "warning", "warnings");
+        words.push(format!("{warnings}; every byte can be read."));
+        next.push((format!("vhdx check {image}"), "what breaks the format"));
+    } else if !dirty {
+        words.push("In order: no problem found, every byte can be read.".to_owned());
+    }
+    if let Some(waste) = mapped.picture.as_ref().ok().and_then(waste) {
+        words.push(waste);
+        next.push((format!("vhdx compact --dry-run {image}"), "how much of it would be given back"));
+    }
+    let (class, sign) = if dirty || warnings > 0 { ("fair", "!") } else { ("good", "✓") };
+    Verdict { class, sign, words: words.join(" "), next }
+}
+
+/// What the file holds without need, if it is worth a word.
+fn waste(picture: &Picture) -> Option<String> {
+    let free = picture.disk.totals.stored_free;
+    let file = &picture.file;
+    let unowned = file.totals.of(FileOwner::Gap) + file.totals.of(FileOwner::Tail) + file.totals.of(FileOwner::Retained);
+    let worth = |bytes: u64| bytes >= WORTH_COMPACTING || bytes > 0 && bytes >= file.length / 10;
+    let mut parts = Vec::new();
+    if worth(free) {
+        parts.push(format!("{} that the file systems on it call free", size(free)));
+    }
+    if worth(unowned) {
+        parts.push(format!("{} that nothing on the disk needs", size(unowned)));
+    }
+    (!parts.is_empty()).then(|| format!("The file holds {}.", parts.join(", and ")))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@".contains(c);
+    let path = if path.starts_with('-') { format!("./{path}") } else { path.to_owned() };
+    match path.chars().all(plain) {
+        true => path,
+        false => format!("'{}'", path.replace('\'', r"'\''")),
+    }
+}
+
+fn key_facts(html: &mut Html, facts: &Facts, mapped: &Mapped) {
+    let image = &mapped.image;
+    let (geometry, header) = (image.geometry(), image.headers().current());
+    let bytes = |number: u64| format!("{} ({number} bytes)", size(number));
+    html.element("dl", &[("class", &"facts")], |html| {
+        let mut fact = |name: &'static str, value: String| {
+            html.element("div", &[], |html| {
+                html.line("dt", &[], name);
+                html.line("dd", &[], value);
+            });
+        };
+        fact("Disk", bytes(geometry.virtual_size()));
+        fact("File", bytes(image.file_size()));
+        if let Some(allocated) = allocated(&facts.path) {
+            fact("Takes on the host", bytes(allocated));
+        }
+        if let Ok(picture) = &mapped.picture {
+            let stored = picture.disk.totals.of(DiskState::Data);
+            fact("Stored in this file", format!("{} ({} of the disk)", size(stored), percent(stored, geometry.virtual_size())));
+        }
+        fact("Blocks", format!("{} of {}", geometry.blocks(), size(geometry.block_size().into())));
+        let (logical, physical) = (geometry.logical_sector_size(), geometry.physical_sector_size());
+        fact("Sectors", format!("{logical} logical, {physical} physical"));
+        fact("Log", log_state(image));
+        fact("Made by", or_none(image.headers().creator()));
+        fact("Disk identity", geometry.disk_id().to_string());
+        fact("Data identity", header.data_write_guid.to_string());
+    });
+    chain(html, mapped);
+}
+
+fn or_none(text: &str) -> String {
+    if text.is_empty() { "(not given)".to_owned() } else { cut(text, 200) }
+}
+
+fn log_state(image: &Image) -> String {
+    match image.log().state() {
+        LogState::Clean => "clean".to_owned(),
+        LogState::Dirty => "dirty: changes wait to be applied".to_owned(),
+        LogState::Invalid => "invalid: cannot be applied".to_owned(),
+    }
+}
+
+/// The parents, as far as they are known.
+fn chain(html: &mut Html, mapped: &Mapped) {
+    let Some(locator) = mapped.image.parent_locator() else { return };
+    html.line("h2", &[], "Chain");
+    html.element("ol", &[("class", &"chain")], |html| {
+        for layer in mapped.image.layers().take(32) {
+            let path = layer.path().map(|path| path.display().to_string()).unwrap_or_default();
+            html.element("li", &[], |html| {
+                html.line("code", &[], cut(&path, 300));
+                let (kind, id) = (layer.geometry().disk_type(), layer.headers().current().data_write_guid);
+                html.text(format_args!(" {}, {}, data identity {id}", kind.name(), size(layer.file_size())));
+            });
+        }
+        if let Some(problem) = &mapped.alone {
+            html.element("li", &[], |html| {
+                html.line("strong", &[], "Missing: ");
+                html.text(problem);
+                for key in ["relative_path", "absolute_win32_path", "volume_path"] {
+                    if let Some(path) = locator.get(key) {
+                        html.empty("br", &[]);
+                        html.line("code", &[], cut(path, 300));
+                        html.text(format_args!(" ({key})"));
+                    }
+                }
+                if let Some(linkage) = locator.linkage() {
+                    html.empty("br", &[]);
+                    html.text(format_args!("known by its data identity {linkage}"));
+                }
+            });
+        }
+    });
+    let layers = mapped.image.layers().count();
+    if layers > 32 {
+        html.line("p", &[], format_args!("and {} more", layers - 32));
+    }
+}
+
+/// Both headers, for a file of which nothing else may be left.
+fn headers(html: &mut Html, facts: &Facts) {
+    html.line("h2", &[], "Headers");
+    let pair = match &facts.headers {
+        Ok(pair) => pair,
+        Err(error) => return super::missing(html, "No header can be read.", error),
+    };
+    html.table(&["Copy", "State", "Sequence", "Data identity", "Log", "Log at"], |html| {
+        for (number, copy) in pair.copies().iter().enumerate() {
+            html.element("tr", &[], |html| {
+                html.line("th", &[("scope", &"row")], number + 1);
+                match copy {
+                    Ok(header) => {
+                        let current = number == pair.current_copy();
+                        html.line("td", &[], if current { "current" } else { "older" });
+                        html.line("td", &[("class", &"number")], header.sequence_number.get());
+                        html.line("td", &[], header.data_write_guid);
+                        html.line("td", &[], header.log_guid);
+                        let (at, length) = (header.log_offset.get(), header.log_length.get());
+                        html.line("td", &[], format_args!("{at:#x}, {}", size(length.into())));
+                    }
+                    Err(fault) => html.line("td", &[("colspan", &5)], format_args!("damaged: {fault}")),
+                }
+            });
+        }
+    });
+}
+
+/// Bytes that the host's file system has allocated to the file.
+#[cfg(unix)]
+fn allocated(path: &str) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Some(std::fs::metadata(path).ok()?.blocks() * 512)
+}
+
+#[cfg(not(unix))]
+fn allocated(_: &str) -> Option<u64> {
+    None
+}
+
+/// How the page was made.
+pub(super) fn made(html: &mut Html, now: SystemTime) {
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| quoted_argument(&argument.to_string_lossy())).collect();
+    html.element("p", &[], |html| {
+        html.text(format_args!("vhdx {} · ", env!("CARGO_PKG_VERSION")));
+        html.line("code", &[], cut(&format!("vhdx {}", arguments.join(" ")), 2000));
+        html.text(format_args!(" · {}", utc(now)));
+    });
+}
+
+fn quoted_argument(argument: &str) -> String {
+    match argument.starts_with('-') {
+        true if !argument.contains(char::is_whitespace) => argument.to_owned(),
+        _ => quoted(argument),
+    }
+}
+
+/// `2026-01-31 12:00 UTC`.
+fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (mut days, minutes) = (seconds / 86400, seconds / 60 % 1440);
+    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 1;
+    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!("{year}-{month:02}-{:02} {:02}:{:02} UTC", days + 1, minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+        ] {
+            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        assert_eq!(quoted("/vm/disk.vhdx"), "/vm/disk.vhdx");
+        assert_eq!(quoted("-rf"), "./-rf");
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+    }
+}
