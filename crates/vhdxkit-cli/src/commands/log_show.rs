@@ -13,8 +13,8 @@ use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 use vhdxkit::view::geometry::BatSlot;
 use vhdxkit::view::headers::HeaderPair;
 
-use super::log_words::{self, state_name};
 use super::Context;
+use super::log_words::{self, state_name};
 use crate::args::ImageArgs;
 use crate::console::{count, size};
 use anyhow::Context as _;

@@ -31,8 +31,8 @@ use crate::{Error, Result};
 
 pub use create::CreateOptions;
 pub use cursor::Cursor;
-pub use extents::{Extent, ExtentState, Extents};
 pub(crate) use extents::Swept;
+pub use extents::{Extent, ExtentState, Extents};
 pub(crate) use layout::Layout;
 pub(crate) use open::{DirtyLog, Recovered, open_layer, open_layer_for_writing, read_image_parts};
 pub(crate) use relative::{folder_of, paths as parent_paths, paths_from};

@@ -172,7 +172,8 @@ struct Sweep {
 
 impl Sweep {
     fn new(rules: &EntryRules, length: u64, detail: Detail) -> Self {
-        let cell_bytes = length.div_ceil(detail.file_cells.max(1)).div_ceil(MIB).max(1).saturating_mul(MIB);
+        let cell_bytes =
+            length.div_ceil(detail.file_cells.max(1)).div_ceil(MIB).max(1).saturating_mul(MIB);
         let cells = usize::try_from(length.div_ceil(cell_bytes.max(1))).unwrap_or_default();
         let picture = FilePicture {
             length,

@@ -63,7 +63,9 @@ pub fn picture(
     progress: &mut dyn Progress,
 ) -> Result<Picture> {
     if image.is_writable() {
-        return Err(Error::invalid("only an image that is open for reading holds still for a picture"));
+        return Err(Error::invalid(
+            "only an image that is open for reading holds still for a picture",
+        ));
     }
     let disk = disk::sweep(image, volumes, detail.disk_cells, progress)?;
     let file = file::sweep(image, detail)?;

@@ -22,13 +22,43 @@ const MOST_VOLUMES: usize = 64;
 const STATES: [(DiskState, &str, &str, &str); 10] = [
     (DiskState::Data, "s-data", "data, stored in this file", "stored here"),
     (DiskState::Parent, "s-parent", "data, stored in the parent", "in the parent"),
-    (DiskState::Grandparent, "s-grandparent", "data, stored in the parent's parent", "in the parent's parent"),
-    (DiskState::Ancestor, "s-ancestor", "data, stored further down the chain", "further down the chain"),
+    (
+        DiskState::Grandparent,
+        "s-grandparent",
+        "data, stored in the parent's parent",
+        "in the parent's parent",
+    ),
+    (
+        DiskState::Ancestor,
+        "s-ancestor",
+        "data, stored further down the chain",
+        "further down the chain",
+    ),
     (DiskState::Zero, "s-zero", "zeros, by the guest's word", "zeros"),
-    (DiskState::Unmapped, "s-unmapped", "trimmed: given back by the guest, reads as zeros", "trimmed"),
-    (DiskState::Undefined, "s-undefined", "undefined: contents do not matter, reads as zeros", "undefined"),
-    (DiskState::NotPresent, "s-none", "not present: never written, reads as zeros", "never written"),
-    (DiskState::ParentMissing, "s-missing", "the parent's, which is not at hand", "the missing parent's"),
+    (
+        DiskState::Unmapped,
+        "s-unmapped",
+        "trimmed: given back by the guest, reads as zeros",
+        "trimmed",
+    ),
+    (
+        DiskState::Undefined,
+        "s-undefined",
+        "undefined: contents do not matter, reads as zeros",
+        "undefined",
+    ),
+    (
+        DiskState::NotPresent,
+        "s-none",
+        "not present: never written, reads as zeros",
+        "never written",
+    ),
+    (
+        DiskState::ParentMissing,
+        "s-missing",
+        "the parent's, which is not at hand",
+        "the missing parent's",
+    ),
     (DiskState::Damaged, "s-damaged", "damaged: cannot be read", "DAMAGED"),
 ];
 
@@ -45,7 +75,7 @@ pub(super) fn write(html: &mut Html, facts: &Facts) {
                 "p",
                 &[],
                 format_args!(
-                    "Row by row from the first byte to the last; a cell is {}, a row {}. Darker cells hold more. The text of a cell tells its exact range.",
+                    "Row by row from the first byte to the last; a cell is {}, a row {}. Fuller cells are stronger in colour. Point at a cell to see its exact range.",
                     size(disk.cell_bytes),
                     size(disk.cell_bytes.saturating_mul(COLUMNS as u64))
                 ),
@@ -73,9 +103,13 @@ struct Look {
 
 /// Damage is never hidden by what lies around it, and data only by damage.
 fn look(cell: &DiskCell) -> Look {
-    let class_of = |state| STATES.iter().find(|(known, ..)| *known == state).map_or("s-none", |found| found.1);
-    let most = |states: &mut dyn Iterator<Item = DiskState>| states.max_by_key(|state| cell.of(*state));
-    let level = |bytes: u64| (u128::from(bytes) * 4).div_ceil(u128::from(cell.sum().max(1))).clamp(1, 4) as u64;
+    let class_of =
+        |state| STATES.iter().find(|(known, ..)| *known == state).map_or("s-none", |found| found.1);
+    let most =
+        |states: &mut dyn Iterator<Item = DiskState>| states.max_by_key(|state| cell.of(*state));
+    let level = |bytes: u64| {
+        (u128::from(bytes) * 4).div_ceil(u128::from(cell.sum().max(1))).clamp(1, 4) as u64
+    };
     if cell.of(DiskState::Damaged) > 0 {
         return Look { class: class_of(DiskState::Damaged), level: 4 };
     }
@@ -102,8 +136,12 @@ fn grid(html: &mut Html, disk: &DiskPicture, volumes: &[Volume], disk_size: u64)
                 let y = row * pitch;
                 if row % 4 == 0 {
                     let start = (row * COLUMNS) as u64 * disk.cell_bytes;
-                    let at = if start == 0 { "0".to_owned() } else { size(start) };
-                    html.line("text", &[("x", &(LEFT - 6)), ("y", &(y + CELL - 1)), ("text-anchor", &"end")], at);
+                    let at = exactly(start);
+                    html.line(
+                        "text",
+                        &[("x", &(LEFT - 6)), ("y", &(y + CELL - 1)), ("text-anchor", &"end")],
+                        at,
+                    );
                 }
                 draw_row(html, disk, disk_size, row, cells, y);
             }
@@ -118,8 +156,32 @@ fn grid(html: &mut Html, disk: &DiskPicture, volumes: &[Volume], disk_size: u64)
     });
 }
 
+/// A round offset in the largest unit that it is a multiple of.
+fn exactly(offset: u64) -> String {
+    let shift = [40, 30, 20, 10].into_iter().find(|shift| offset >> shift << shift == offset);
+    if offset == 0 { "0".to_owned() } else { size_in(offset, shift.unwrap_or(0)) }
+}
+
+fn size_in(bytes: u64, shift: u32) -> String {
+    let unit = match shift {
+        40 => "TiB",
+        30 => "GiB",
+        20 => "MiB",
+        10 => "KiB",
+        _ => "bytes",
+    };
+    format!("{} {unit}", bytes >> shift)
+}
+
 /// Neighbours that look the same are one rectangle; its text tells their range together.
-fn draw_row(html: &mut Html, disk: &DiskPicture, disk_size: u64, row: usize, cells: &[DiskCell], y: usize) {
+fn draw_row(
+    html: &mut Html,
+    disk: &DiskPicture,
+    disk_size: u64,
+    row: usize,
+    cells: &[DiskCell],
+    y: usize,
+) {
     let mut at = 0;
     for run in cells.chunk_by(|a, b| look(a) == look(b)) {
         let Look { class, level } = look(&run[0]);
@@ -128,12 +190,17 @@ fn draw_row(html: &mut Html, disk: &DiskPicture, disk_size: u64, row: usize, cel
         let class = format!("{class} q{level}");
         let (x, width) = (LEFT + at * CELL, run.len() * CELL);
         if class != "s-none q4" && level < 4 {
-            html.empty("rect", &[("class", &"s-none"), ("x", &x), ("y", &y), ("width", &width), ("height", &CELL)]);
+            html.empty(
+                "rect",
+                &[("class", &"s-none"), ("x", &x), ("y", &y), ("width", &width), ("height", &CELL)],
+            );
         }
         html.element(
             "rect",
             &[("class", &class), ("x", &x), ("y", &y), ("width", &width), ("height", &CELL)],
-            |html| html.line("title", &[], format_args!("{}: {}", range_text(start, end), words(run))),
+            |html| {
+                html.line("title", &[], format_args!("{}: {}", range_text(start, end), words(run)))
+            },
         );
         at += run.len();
     }
@@ -187,7 +254,8 @@ fn lines(html: &mut Html, cells: usize, pitch: usize) {
 fn band(html: &mut Html, volumes: &[Volume], disk: &DiskPicture, row: usize, y: usize) {
     let row_bytes = disk.cell_bytes * COLUMNS as u64;
     let (start, end) = (row as u64 * row_bytes, (row as u64 + 1) * row_bytes);
-    let across = |bytes: u64| (u128::from(bytes) * (COLUMNS * CELL) as u128 / u128::from(row_bytes)) as u64;
+    let across =
+        |bytes: u64| (u128::from(bytes) * (COLUMNS * CELL) as u128 / u128::from(row_bytes)) as u64;
     for (number, volume) in volumes.iter().take(MOST_VOLUMES).enumerate() {
         let (from, to) = (volume.range.start.max(start), volume.range.end.min(end));
         if from >= to {
@@ -222,16 +290,21 @@ fn bar(html: &mut Html, volumes: &[Volume], disk_size: u64) {
     const HEIGHT: u64 = 24;
     let (left, width) = (LEFT as u64, (COLUMNS * CELL) as u64);
     let view = format!("0 0 {} {}", left + width, HEIGHT + 4);
-    let across = |bytes: u64| (u128::from(bytes) * u128::from(width) / u128::from(disk_size.max(1))) as u64;
+    let across =
+        |bytes: u64| (u128::from(bytes) * u128::from(width) / u128::from(disk_size.max(1))) as u64;
     let label = "The partitions of the disk, to scale; the table below lists them";
     html.element("div", &[("class", &"wide")], |html| {
         html.element(
             "svg",
             &[("class", &"bar"), ("viewBox", &view), ("role", &"img"), ("aria-label", &label)],
             |html| {
-                html.empty("rect", &[("class", &"frame"), ("x", &left), ("width", &width), ("height", &HEIGHT)]);
+                html.empty(
+                    "rect",
+                    &[("class", &"frame"), ("x", &left), ("width", &width), ("height", &HEIGHT)],
+                );
                 for (number, volume) in volumes.iter().take(MOST_VOLUMES).enumerate() {
-                    let (x, end) = (left + across(volume.range.start), left + across(volume.range.end));
+                    let (x, end) =
+                        (left + across(volume.range.start), left + across(volume.range.end));
                     let width = (end.saturating_sub(x)).max(2);
                     let class = format!("part {}", shade(number));
                     html.element(
@@ -242,12 +315,18 @@ fn bar(html: &mut Html, volumes: &[Volume], disk_size: u64) {
                     // A letter takes about seven units.
                     let room = (width / 8) as usize;
                     if room >= 2 {
-                        let text = match (&volume.partition, room) {
-                            (Some(partition), 0..=4) => partition.number.to_string(),
-                            _ => name(volume),
+                        let text = match &volume.partition {
+                            Some(partition) => {
+                                format!("{} {}", partition.number, ls::contents(volume))
+                            }
+                            None => ls::contents(volume),
                         };
                         let class = format!("on-{}", shade(number));
-                        html.line("text", &[("class", &class), ("x", &(x + 5)), ("y", &16)], cut(&text, room.saturating_sub(1)));
+                        html.line(
+                            "text",
+                            &[("class", &class), ("x", &(x + 5)), ("y", &16)],
+                            cut(&text, room.saturating_sub(1)),
+                        );
                     }
                 }
             },
@@ -258,9 +337,9 @@ fn bar(html: &mut Html, volumes: &[Volume], disk_size: u64) {
 fn legend(html: &mut Html, disk: &DiskPicture) {
     let whole = disk.totals.sum();
     html.table(&["", "State", "Cells", "Bytes", "", "Share"], |html| {
-        let mut row = |class: &str, words: &str, bytes: u64, cells: usize| {
+        let mut row = |classes: &[&str], words: &str, bytes: u64, cells: usize| {
             html.element("tr", &[], |html| {
-                html.element("td", &[], |html| swatch(html, &class));
+                html.element("td", &[], |html| swatch(html, classes));
                 html.line("td", &[], words);
                 html.line("td", &[("class", &"number")], cells);
                 html.line("td", &[("class", &"number")], size(bytes));
@@ -268,25 +347,42 @@ fn legend(html: &mut Html, disk: &DiskPicture) {
                 html.line("td", &[("class", &"number")], percent(bytes, whole));
             });
         };
-        let cells = |bytes: &dyn Fn(&DiskCell) -> u64| disk.cells.iter().filter(|cell| bytes(cell) > 0).count();
+        let cells = |bytes: &dyn Fn(&DiskCell) -> u64| {
+            disk.cells.iter().filter(|cell| bytes(cell) > 0).count()
+        };
         for (state, class, words, _) in STATES {
             let bytes = disk.totals.of(state);
             if bytes > 0 {
-                row(class, words, bytes, cells(&|cell| cell.of(state)));
+                row(&[class], words, bytes, cells(&|cell| cell.of(state)));
             }
         }
         if disk.totals.free > 0 {
-            row("free", "free, say the file systems on the disk", disk.totals.free, cells(&|cell| cell.free));
+            row(
+                &["free"],
+                "free, say the file systems on the disk",
+                disk.totals.free,
+                cells(&|cell| cell.free),
+            );
         }
         if disk.totals.stored_free > 0 {
             let words = "of that, stored in this file: compaction may give it back";
-            row("s-data with-free", words, disk.totals.stored_free, cells(&|cell| cell.stored_free));
+            row(
+                &["s-data", "free"],
+                words,
+                disk.totals.stored_free,
+                cells(&|cell| cell.stored_free),
+            );
         }
     });
     html.element("p", &[("class", &"levels")], |html| {
         html.text("How full a cell is:");
-        for (level, words) in [(1, "up to a quarter"), (2, "half"), (3, "three quarters"), (4, "all of it")] {
-            swatch(html, &format_args!("s-data q{level}"));
+        for (class, words) in [
+            ("s-data q1", "up to a quarter"),
+            ("s-data q2", "half"),
+            ("s-data q3", "three quarters"),
+            ("s-data q4", "all of it"),
+        ] {
+            swatch(html, &[class]);
             html.text(words);
         }
     });
@@ -297,13 +393,17 @@ fn table(html: &mut Html, volumes: &[Volume]) {
     html.table(&heads, |html| {
         for (number, volume) in volumes.iter().take(MOST_VOLUMES).enumerate() {
             html.element("tr", &[], |html| {
-                html.element("td", &[], |html| swatch(html, &shade(number)));
+                html.element("td", &[], |html| swatch(html, &[shade(number)]));
                 html.element("td", &[], |html| {
                     html.text(ls::place(volume));
                     if let Some(partition) = &volume.partition {
                         html.empty("br", &[]);
                         let kind = partition.kind.to_string();
-                        let label = if partition.name.is_empty() { kind } else { format!("{kind}, “{}”", partition.name) };
+                        let label = if partition.name.is_empty() {
+                            kind
+                        } else {
+                            format!("{kind}, “{}”", partition.name)
+                        };
                         html.line("small", &[], cut(&label, 120));
                     }
                 });
@@ -312,14 +412,23 @@ fn table(html: &mut Html, volumes: &[Volume]) {
                 match &volume.space {
                     Ok(survey) => {
                         let free = survey.free.bytes();
-                        html.line("td", &[("class", &"number")], size(survey.length.saturating_sub(free)));
+                        html.line(
+                            "td",
+                            &[("class", &"number")],
+                            size(survey.length.saturating_sub(free)),
+                        );
                         html.line("td", &[("class", &"number")], size(free));
                         let state = survey.unclean.as_deref();
-                        let state = state.map_or_else(|| "clean".to_owned(), |why| format!("not clean: {why}"));
+                        let state = state
+                            .map_or_else(|| "clean".to_owned(), |why| format!("not clean: {why}"));
                         html.line("td", &[], cut(&state, 300));
                     }
                     Err(trouble) => {
-                        html.line("td", &[("class", &"number"), ("colspan", &2)], "all counts as used");
+                        html.line(
+                            "td",
+                            &[("class", &"number"), ("colspan", &2)],
+                            "all counts as used",
+                        );
                         html.line("td", &[], cut(&trouble.to_string(), 300));
                     }
                 }
@@ -327,7 +436,11 @@ fn table(html: &mut Html, volumes: &[Volume]) {
         }
     });
     if volumes.len() > MOST_VOLUMES {
-        let more = count((volumes.len() - MOST_VOLUMES) as u64, "more partition is", "more partitions are");
+        let more = count(
+            (volumes.len() - MOST_VOLUMES) as u64,
+            "more partition is",
+            "more partitions are",
+        );
         html.line("p", &[], format_args!("{more} not shown; vhdx ls lists all."));
     }
 }

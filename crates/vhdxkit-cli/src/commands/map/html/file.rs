@@ -19,7 +19,11 @@ const OWNERS: [(FileOwner, &str, &str); 10] = [
     (FileOwner::Bat, "o-bat", "block allocation table (BAT)"),
     (FileOwner::Metadata, "o-metadata", "metadata"),
     (FileOwner::OtherRegion, "o-other", "other regions"),
-    (FileOwner::SectorBitmap, "o-bitmap", "sector bitmaps: which sectors of partly stored blocks are here"),
+    (
+        FileOwner::SectorBitmap,
+        "o-bitmap",
+        "sector bitmaps: which sectors of partly stored blocks are here",
+    ),
     (FileOwner::Payload, "o-payload", "payload: blocks with data"),
     (FileOwner::Retained, "o-retained", "kept by trimmed blocks, reads as zeros"),
     (FileOwner::Gap, "o-gap", "gaps: nobody's"),
@@ -35,7 +39,11 @@ pub(super) fn write(html: &mut Html, facts: &Facts) {
         Ok(picture) => &picture.file,
         Err(error) => return missing(html, "What lies where in the file cannot be shown.", error),
     };
-    html.line("p", &[], format_args!("From its first byte to its last, {} in all.", size(picture.length)));
+    html.line(
+        "p",
+        &[],
+        format_args!("From its first byte to its last, {} in all.", size(picture.length)),
+    );
     strip(html, picture);
     owners(html, picture);
     structures(html, mapped);
@@ -53,7 +61,13 @@ fn strip(html: &mut Html, picture: &FilePicture) {
     let view = format!("0 0 {WIDTH} {HEIGHT}");
     html.element(
         "svg",
-        &[("class", &"strip"), ("viewBox", &view), ("role", &"img"), ("aria-label", &label)],
+        &[
+            ("class", &"strip"),
+            ("viewBox", &view),
+            ("preserveAspectRatio", &"none"),
+            ("role", &"img"),
+            ("aria-label", &label),
+        ],
         |html| {
             let mut at = 0u64;
             for run in picture.cells.chunk_by(|a, b| heights(a) == heights(b)) {
@@ -64,14 +78,25 @@ fn strip(html: &mut Html, picture: &FilePicture) {
                 let stop = (last * picture.cell_bytes).min(picture.length);
                 html.element("g", &[], |html| {
                     column(html, &heights(&run[0]), x, end - x);
-                    html.line("title", &[], format_args!("{}: {}", range_text(start, stop), words(run)));
+                    html.line(
+                        "title",
+                        &[],
+                        format_args!("{}: {}", range_text(start, stop), words(run)),
+                    );
                 });
             }
         },
     );
     html.element("p", &[("class", &"scale"), ("aria-hidden", &"true")], |html| {
         for quarter in 0..=4 {
-            html.line("span", &[], size(picture.length / 4 * quarter + if quarter == 4 { picture.length % 4 } else { 0 }));
+            html.line(
+                "span",
+                &[],
+                size(
+                    picture.length / 4 * quarter
+                        + if quarter == 4 { picture.length % 4 } else { 0 },
+                ),
+            );
         }
     });
 }
@@ -81,7 +106,9 @@ fn heights(cell: &FileCell) -> [u64; OWNERS.len()] {
     let sum = cell.sum().max(1);
     let mut heights = OWNERS.map(|(owner, ..)| match cell.of(owner) {
         0 => 0,
-        bytes => ((u128::from(bytes) * u128::from(HEIGHT) / u128::from(sum)) as u64).max(LEAST_HEIGHT),
+        bytes => {
+            ((u128::from(bytes) * u128::from(HEIGHT) / u128::from(sum)) as u64).max(LEAST_HEIGHT)
+        }
     });
     // The largest makes room for what was made visible.
     let total: u64 = heights.iter().sum();
@@ -94,7 +121,10 @@ fn heights(cell: &FileCell) -> [u64; OWNERS.len()] {
 fn column(html: &mut Html, heights: &[u64], x: u64, width: u64) {
     let mut y = 0;
     for ((_, class, _), height) in OWNERS.iter().zip(heights).filter(|(_, height)| **height > 0) {
-        html.empty("rect", &[("class", class), ("x", &x), ("y", &y), ("width", &width), ("height", height)]);
+        html.empty(
+            "rect",
+            &[("class", class), ("x", &x), ("y", &y), ("width", &width), ("height", height)],
+        );
         y += height;
     }
 }
@@ -118,7 +148,7 @@ fn owners(html: &mut Html, picture: &FilePicture) {
                 continue;
             }
             html.element("tr", &[], |html| {
-                html.element("td", &[], |html| swatch(html, &class));
+                html.element("td", &[], |html| swatch(html, &[class]));
                 html.line("td", &[], words);
                 html.line("td", &[("class", &"number")], size(bytes));
                 html.line("td", &[("class", &"number")], bytes);
@@ -128,7 +158,13 @@ fn owners(html: &mut Html, picture: &FilePicture) {
     });
     if picture.shared_blocks > 0 {
         let blocks = count(picture.shared_blocks, "block claims", "blocks claim");
-        html.line("p", &[("class", &"missing")], format_args!("{blocks} bytes of the file that another owner has, too: see the findings."));
+        html.line(
+            "p",
+            &[("class", &"missing")],
+            format_args!(
+                "{blocks} bytes of the file that another owner has, too: see the findings."
+            ),
+        );
     }
 }
 
@@ -175,7 +211,11 @@ fn order(html: &mut Html, order: &Order, block: u64) {
     html.line(
         "p",
         &[],
-        format_args!("{blocks} in {runs} of the file: {}.{} runs per GiB.{sorted}", per_gib / 10, per_gib % 10),
+        format_args!(
+            "{blocks} in {runs} of the file: {}.{} runs per GiB.{sorted}",
+            per_gib / 10,
+            per_gib % 10
+        ),
     );
 }
 
@@ -184,7 +224,8 @@ fn scatter(html: &mut Html, scatter: &Scatter, disk: u64, file: u64) {
     const CELL: u64 = 4;
     let (width, height) = (u64::from(scatter.columns) * CELL, u64::from(scatter.rows) * CELL);
     let view = format!("-90 -10 {} {}", width + 240, height + 50);
-    let label = "Where the blocks of the disk (from left to right) lie in the file (from bottom to top)";
+    let label =
+        "Where the blocks of the disk (from left to right) lie in the file (from bottom to top)";
     html.element("figure", &[], |html| {
         html.element(
             "svg",

@@ -50,7 +50,11 @@ pub(super) fn write(html: &mut Html, facts: &Facts) {
     }
     if facts.checked.len() > MOST_IMAGES {
         let more = facts.checked.len() - MOST_IMAGES;
-        html.line("p", &[], format_args!("{more} more images of the chain are not listed; vhdx check lists all."));
+        html.line(
+            "p",
+            &[],
+            format_args!("{more} more images of the chain are not listed; vhdx check lists all."),
+        );
     }
 }
 

@@ -53,22 +53,26 @@ struct Verdict {
 
 fn verdict(html: &mut Html, facts: &Facts) {
     let Verdict { class, sign, words, next } = judge(facts);
-    html.element("div", &[("class", &format_args!("verdict {class}")), ("role", &"status")], |html| {
-        html.element("p", &[], |html| {
-            html.line("span", &[("class", &"sign"), ("aria-hidden", &"true")], sign);
-            html.text(words);
-        });
-        if !next.is_empty() {
-            html.element("ul", &[("class", &"next")], |html| {
-                for (command, purpose) in next {
-                    html.element("li", &[], |html| {
-                        html.line("code", &[], command);
-                        html.line("span", &[], purpose);
-                    });
-                }
+    html.element(
+        "div",
+        &[("class", &format_args!("verdict {class}")), ("role", &"status")],
+        |html| {
+            html.element("p", &[], |html| {
+                html.line("span", &[("class", &"sign"), ("aria-hidden", &"true")], sign);
+                html.text(words);
             });
-        }
-    });
+            if !next.is_empty() {
+                html.element("ul", &[("class", &"next")], |html| {
+                    for (command, purpose) in next {
+                        html.element("li", &[], |html| {
+                            html.line("code", &[], command);
+                            html.line("span", &[], purpose);
+                        });
+                    }
+                });
+            }
+        },
+    );
 }
 
 fn judge(facts: &Facts) -> Verdict {
@@ -77,33 +81,46 @@ fn judge(facts: &Facts) -> Verdict {
     let of = |severity| list().filter(|found| found.severity() == severity).count() as u64;
     let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
     let bad = |words: String, next| Verdict { class: "bad", sign: "✗", words, next };
-    let keep = (format!("cp --sparse=always {image} COPY"), "keep a copy before anything tries to mend it");
+    let keep = (
+        format!("cp --sparse=always {image} COPY"),
+        "keep a copy before anything tries to mend it",
+    );
     let mapped = match &facts.mapped {
         Ok(mapped) => mapped,
         Err(error) => {
-            let words = format!("This image cannot be opened: {error}. Below is what can be read of it.");
+            let words =
+                format!("This image cannot be opened: {error}. Below is what can be read of it.");
             let check = (format!("vhdx check {image}"), "everything that is wrong with it");
             return bad(words, vec![keep, check]);
         }
     };
     if let Some(problem) = &mapped.alone {
-        let words = format!("Its parent cannot be had, and without it most of this disk is missing: {problem}.");
+        let words = format!(
+            "Its parent cannot be had, and without it most of this disk is missing: {problem}."
+        );
         let next = vec![
             (format!("vhdx info --chain {image}"), "which parent it looks for, and where"),
-            (format!("vhdx map --html PAGE --parent FILE {image}"), "this page, with the parent that you name"),
+            (
+                format!("vhdx map --html PAGE --parent FILE {image}"),
+                "this page, with the parent that you name",
+            ),
             (format!("vhdx relink {image} --parent FILE"), "tell the image for good"),
         ];
         return bad(words, next);
     }
     if mapped.image.geometry().is_differencing() && mapped.image.parent().is_none() {
-        let words = "Shown without its parent, as it was asked for: what the parent holds is missing here.";
+        let words =
+            "Shown without its parent, as it was asked for: what the parent holds is missing here.";
         return Verdict { class: "fair", sign: "!", words: words.to_owned(), next: Vec::new() };
     }
     if mapped.image.log().state() == LogState::Invalid {
         let words = "The last writer did not finish, and its log cannot be applied: what it changed last may be \
                      missing or half done. Everything below is as it lies on disk."
             .to_owned();
-        let copy = (format!("vhdx convert --without-log {image} COPY.vhdx"), "the disk as it lies, in a new file");
+        let copy = (
+            format!("vhdx convert --without-log {image} COPY.vhdx"),
+            "the disk as it lies, in a new file",
+        );
         return bad(words, vec![keep, copy]);
     }
     if errors > 0 {
@@ -141,7 +158,10 @@ fn judge_readable(mapped: &Mapped, image: &str, warnings: u64) -> Verdict {
     }
     if let Some(waste) = mapped.picture.as_ref().ok().and_then(waste) {
         words.push(waste);
-        next.push((format!("vhdx compact --dry-run {image}"), "how much of it would be given back"));
+        next.push((
+            format!("vhdx compact --dry-run {image}"),
+            "how much of it would be given back",
+        ));
     }
     let (class, sign) = if dirty || warnings > 0 { ("fair", "!") } else { ("good", "✓") };
     Verdict { class, sign, words: words.join(" "), next }
@@ -151,7 +171,9 @@ fn judge_readable(mapped: &Mapped, image: &str, warnings: u64) -> Verdict {
 fn waste(picture: &Picture) -> Option<String> {
     let free = picture.disk.totals.stored_free;
     let file = &picture.file;
-    let unowned = file.totals.of(FileOwner::Gap) + file.totals.of(FileOwner::Tail) + file.totals.of(FileOwner::Retained);
+    let unowned = file.totals.of(FileOwner::Gap)
+        + file.totals.of(FileOwner::Tail)
+        + file.totals.of(FileOwner::Retained);
     let worth = |bytes: u64| bytes >= WORTH_COMPACTING || bytes > 0 && bytes >= file.length / 10;
     let mut parts = Vec::new();
     if worth(free) {
@@ -191,7 +213,14 @@ fn key_facts(html: &mut Html, facts: &Facts, mapped: &Mapped) {
         }
         if let Ok(picture) = &mapped.picture {
             let stored = picture.disk.totals.of(DiskState::Data);
-            fact("Stored in this file", format!("{} ({} of the disk)", size(stored), percent(stored, geometry.virtual_size())));
+            fact(
+                "Stored in this file",
+                format!(
+                    "{} ({} of the disk)",
+                    size(stored),
+                    percent(stored, geometry.virtual_size())
+                ),
+            );
         }
         fact("Blocks", format!("{} of {}", geometry.blocks(), size(geometry.block_size().into())));
         let (logical, physical) = (geometry.logical_sector_size(), geometry.physical_sector_size());
@@ -225,8 +254,13 @@ fn chain(html: &mut Html, mapped: &Mapped) {
             let path = layer.path().map(|path| path.display().to_string()).unwrap_or_default();
             html.element("li", &[], |html| {
                 html.line("code", &[], cut(&path, 300));
-                let (kind, id) = (layer.geometry().disk_type(), layer.headers().current().data_write_guid);
-                html.text(format_args!(" {}, {}, data identity {id}", kind.name(), size(layer.file_size())));
+                let (kind, id) =
+                    (layer.geometry().disk_type(), layer.headers().current().data_write_guid);
+                html.text(format_args!(
+                    " {}, {}, data identity {id}",
+                    kind.name(),
+                    size(layer.file_size())
+                ));
             });
         }
         if let Some(problem) = &mapped.alone {
@@ -274,7 +308,9 @@ fn headers(html: &mut Html, facts: &Facts) {
                         let (at, length) = (header.log_offset.get(), header.log_length.get());
                         html.line("td", &[], format_args!("{at:#x}, {}", size(length.into())));
                     }
-                    Err(fault) => html.line("td", &[("colspan", &5)], format_args!("damaged: {fault}")),
+                    Err(fault) => {
+                        html.line("td", &[("colspan", &5)], format_args!("damaged: {fault}"))
+                    }
                 }
             });
         }
@@ -295,8 +331,10 @@ fn allocated(_: &str) -> Option<u64> {
 
 /// How the page was made.
 pub(super) fn made(html: &mut Html, now: SystemTime) {
-    let arguments: Vec<String> =
-        std::env::args_os().skip(1).map(|argument| quoted_argument(&argument.to_string_lossy())).collect();
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| quoted_argument(&argument.to_string_lossy()))
+        .collect();
     html.element("p", &[], |html| {
         html.text(format_args!("vhdx {} · ", env!("CARGO_PKG_VERSION")));
         html.line("code", &[], cut(&format!("vhdx {}", arguments.join(" ")), 2000));
@@ -315,7 +353,8 @@ fn quoted_argument(argument: &str) -> String {
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (mut days, minutes) = (seconds / 86400, seconds / 60 % 1440);
-    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let leap =
+        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));

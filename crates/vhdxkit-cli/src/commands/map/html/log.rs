@@ -60,7 +60,13 @@ pub(super) fn write(html: &mut Html, facts: &Facts) {
     let story = match &facts.story {
         Some(Ok(story)) => story,
         Some(Err(error)) => return missing(html, "The log cannot be read.", error),
-        None => return html.line("p", &[("class", &"missing")], "No header can be read, and it alone tells where the log lies."),
+        None => {
+            return html.line(
+                "p",
+                &[("class", &"missing")],
+                "No header can be read, and it alone tells where the log lies.",
+            );
+        }
     };
     let Some(place) = story.log.place() else {
         return html.line("p", &[], "The header names no place for a log that could be used.");
@@ -117,7 +123,8 @@ fn strip(html: &mut Html, log: &Log, length: u32) {
         seen[rank] += 1;
         let start = u64::from(entry.info.log_offset) % length;
         // A torn entry may claim any length.
-        let bytes = u64::from(entry.info.length).clamp(1, if entry.fault.is_some() { 4096 } else { length });
+        let bytes = u64::from(entry.info.length)
+            .clamp(1, if entry.fault.is_some() { 4096 } else { length });
         let (first, last) = (start * COLUMNS / length, (start + bytes - 1) * COLUMNS / length);
         for column in first..=last.min(first + COLUMNS - 1) {
             let column = &mut columns[(column % COLUMNS) as usize];
@@ -127,7 +134,13 @@ fn strip(html: &mut Html, log: &Log, length: u32) {
     let label = "The ring from its first sector to its last, by the status of what lies there";
     html.element(
         "svg",
-        &[("class", &"strip"), ("viewBox", &"0 0 1200 40"), ("role", &"img"), ("aria-label", &label)],
+        &[
+            ("class", &"strip"),
+            ("viewBox", &"0 0 1200 40"),
+            ("preserveAspectRatio", &"none"),
+            ("role", &"img"),
+            ("aria-label", &label),
+        ],
         |html| {
             html.empty("rect", &[("class", &"s-none"), ("width", &1200), ("height", &40)]);
             let mut at = 0;
@@ -136,7 +149,12 @@ fn strip(html: &mut Html, log: &Log, length: u32) {
                     let (_, class, words) = STATUSES[rank];
                     html.element(
                         "rect",
-                        &[("class", &class), ("x", &(at * 2)), ("width", &(run.len() * 2)), ("height", &40)],
+                        &[
+                            ("class", &class),
+                            ("x", &(at * 2)),
+                            ("width", &(run.len() * 2)),
+                            ("height", &40),
+                        ],
                         |html| html.line("title", &[], words),
                     );
                 }
@@ -145,9 +163,11 @@ fn strip(html: &mut Html, log: &Log, length: u32) {
         },
     );
     html.element("ul", &[("class", &"legend")], |html| {
-        for ((_, class, words), seen) in STATUSES.iter().zip(seen).rev().filter(|(_, seen)| *seen > 0) {
+        for ((_, class, words), seen) in
+            STATUSES.iter().zip(seen).rev().filter(|(_, seen)| *seen > 0)
+        {
             html.element("li", &[], |html| {
-                super::swatch(html, class);
+                super::swatch(html, &[class]);
                 html.text(format_args!("{words}: {}", count(seen, "entry", "entries")));
             });
         }
@@ -169,7 +189,11 @@ fn entries(html: &mut Html, story: &Story) {
                 let ours = !current.is_zero() && info.log_guid == current;
                 let which = if ours { "This session" } else { "An earlier session" };
                 html.element("tr", &[("class", &"session")], |html| {
-                    html.line("th", &[("colspan", &5), ("scope", &"rowgroup")], format_args!("{which}, {}", info.log_guid));
+                    html.line(
+                        "th",
+                        &[("colspan", &5), ("scope", &"rowgroup")],
+                        format_args!("{which}, {}", info.log_guid),
+                    );
                 });
             }
             entry(html, &story.log, told);

@@ -41,7 +41,12 @@ impl Html {
     }
 
     /// An element with text.
-    pub(super) fn line(&mut self, tag: &'static str, attributes: Attributes<'_>, text: impl Display) {
+    pub(super) fn line(
+        &mut self,
+        tag: &'static str,
+        attributes: Attributes<'_>,
+        text: impl Display,
+    ) {
         self.element(tag, attributes, |html| html.text(text));
     }
 

@@ -53,7 +53,12 @@ impl Facts {
     ///
     /// # Errors
     /// The file cannot be read, or is in use; or the user stops it.
-    pub(super) fn gather(path: &Path, options: &OpenOptions, share: bool, quiet: bool) -> Result<Self> {
+    pub(super) fn gather(
+        path: &Path,
+        options: &OpenOptions,
+        share: bool,
+        quiet: bool,
+    ) -> Result<Self> {
         let length = std::fs::metadata(path).map_or(0, |meta| meta.len());
         let mut bar = Bar::new("checking", length.min(1 << 29), quiet);
         let checked = check_chain(path, options, &mut bar)?;
@@ -162,11 +167,14 @@ fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// A coloured sample for a legend.
-fn swatch(html: &mut Html, class: &dyn std::fmt::Display) {
-    html.element("svg", &[("class", &"swatch"), ("viewBox", &"0 0 18 18"), ("aria-hidden", &"true")], |html| {
-        html.empty("rect", &[("class", &"s-none"), ("width", &18), ("height", &18)]);
-        html.empty("rect", &[("class", class), ("width", &18), ("height", &18)]);
+/// A coloured sample for a legend: rectangles of these classes, one over the other.
+fn swatch(html: &mut Html, classes: &[&str]) {
+    let attributes: markup::Attributes<'_> =
+        &[("class", &"swatch"), ("viewBox", &"0 0 18 18"), ("aria-hidden", &"true")];
+    html.element("svg", attributes, |html| {
+        for class in ["s-none"].iter().chain(classes) {
+            html.empty("rect", &[("class", class), ("width", &18), ("height", &18)]);
+        }
     });
 }
 
