@@ -70,9 +70,9 @@ fn the_picture_shows_each_state_where_it_lies() {
     vhdx(&["map", "--html", &page, &image]).exits_with(3);
     let Some(screen) = paint(&dir, &page, &[]) else { return };
     assert_eq!(screen.width(), WIDTH);
-    // A row of the grid is a row of one colour: take those that are mostly that.
+    // A row of the grid is a row of one colour, but for its pattern and the lines between cells.
     let rows = |colour: [u8; 3]| -> Vec<usize> {
-        (0..screen.rows.len()).filter(|y| screen.share(*y, colour) > 0.4).collect()
+        (0..screen.rows.len()).filter(|y| screen.share(*y, colour) > 0.25).collect()
     };
     let found = COLOURS.map(rows);
     for (colour, rows) in COLOURS.iter().zip(&found) {
@@ -87,7 +87,7 @@ fn the_picture_shows_each_state_where_it_lies() {
     let grid = found[0][0];
     let last = *found[3].last().unwrap();
     assert!(found[4].iter().any(|y| *y > last && *y < last + 300), "nothing behind the damage");
-    // 16, 16, 12 and 8 rows of 128 cells, half a mebibyte each two rows: heights to scale.
+    // Two blocks are a row of cells: the heights are to scale.
     let height = |from: usize, to: usize| found[to][0] - found[from][0];
     let per_block = |pixels: usize, blocks: usize| pixels as f64 / blocks as f64;
     let (data, zero, trimmed) = (

@@ -2,6 +2,7 @@
 
 mod chain;
 mod making;
+mod mapping;
 #[cfg(target_os = "linux")]
 mod mounting;
 #[cfg(target_os = "linux")]
@@ -20,6 +21,7 @@ pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_a
 pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
+pub(crate) use mapping::MapArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use mounting::{MountArgs, UnmountArgs};
 #[cfg(target_os = "linux")]
@@ -461,21 +463,6 @@ pub(crate) struct ExtractArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-/// Arguments of `map`.
-#[derive(Debug, Args)]
-pub(crate) struct MapArgs {
-    /// The VHDX file.
-    pub(crate) image: PathBuf,
-    /// Write a page that shows the image: its disk, its file, its log, its problems.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<PathBuf>,
-    /// Replace the page if it exists. A disk image is never replaced.
-    #[arg(long, requires = "html")]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) open: ContentsArgs,
 }
 
 /// Arguments of `dump`.

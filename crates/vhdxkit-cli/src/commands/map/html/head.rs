@@ -75,28 +75,48 @@ fn verdict(html: &mut Html, facts: &Facts) {
     );
 }
 
+fn bad(words: String, next: Vec<(String, &'static str)>) -> Verdict {
+    Verdict { class: "bad", sign: "✗", words, next }
+}
+
+fn keep(image: &str) -> (String, &'static str) {
+    (format!("cp --sparse=always {image} COPY"), "keep a copy before anything tries to mend it")
+}
+
 fn judge(facts: &Facts) -> Verdict {
     let image = quoted(&facts.path);
     let list = || facts.checked.iter().flat_map(|checked| checked.findings.list());
     let of = |severity| list().filter(|found| found.severity() == severity).count() as u64;
-    let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
-    let bad = |words: String, next| Verdict { class: "bad", sign: "✗", words, next };
-    let keep = (
-        format!("cp --sparse=always {image} COPY"),
-        "keep a copy before anything tries to mend it",
-    );
     let mapped = match &facts.mapped {
         Ok(mapped) => mapped,
         Err(error) => {
             let words =
                 format!("This image cannot be opened: {error}. Below is what can be read of it.");
             let check = (format!("vhdx check {image}"), "everything that is wrong with it");
-            return bad(words, vec![keep, check]);
+            return bad(words, vec![keep(&image), check]);
         }
     };
+    if let Some(verdict) = judge_chain(mapped, &image) {
+        return verdict;
+    }
+    if mapped.image.log().state() == LogState::Invalid {
+        let words = "The last writer did not finish, and its log cannot be applied: what it changed last may be \
+                     missing or half done. Everything below is as it lies on disk.";
+        let copy = format!("vhdx convert --without-log {image} COPY.vhdx");
+        let copy = (copy, "the disk as it lies, in a new file");
+        return bad(words.to_owned(), vec![keep(&image), copy]);
+    }
+    match of(Severity::Error) {
+        0 => judge_readable(mapped, &image, of(Severity::Warning)),
+        errors => judge_damaged(mapped, &image, errors),
+    }
+}
+
+/// A child whose parent is not there.
+fn judge_chain(mapped: &Mapped, image: &str) -> Option<Verdict> {
     if let Some(problem) = &mapped.alone {
         let words = format!(
-            "Its parent cannot be had, and without it most of this disk is missing: {problem}."
+            "Its parent cannot be had, and what it holds of this disk is missing here: {problem}."
         );
         let next = vec![
             (format!("vhdx info --chain {image}"), "which parent it looks for, and where"),
@@ -106,34 +126,26 @@ fn judge(facts: &Facts) -> Verdict {
             ),
             (format!("vhdx relink {image} --parent FILE"), "tell the image for good"),
         ];
-        return bad(words, next);
+        return Some(bad(words, next));
     }
     if mapped.image.geometry().is_differencing() && mapped.image.parent().is_none() {
         let words =
             "Shown without its parent, as it was asked for: what the parent holds is missing here.";
-        return Verdict { class: "fair", sign: "!", words: words.to_owned(), next: Vec::new() };
+        let words = words.to_owned();
+        return Some(Verdict { class: "fair", sign: "!", words, next: Vec::new() });
     }
-    if mapped.image.log().state() == LogState::Invalid {
-        let words = "The last writer did not finish, and its log cannot be applied: what it changed last may be \
-                     missing or half done. Everything below is as it lies on disk."
-            .to_owned();
-        let copy = (
-            format!("vhdx convert --without-log {image} COPY.vhdx"),
-            "the disk as it lies, in a new file",
-        );
-        return bad(words, vec![keep, copy]);
-    }
-    if errors > 0 {
-        let damaged = mapped.picture.as_ref().map_or(0, |p| p.disk.totals.of(DiskState::Damaged));
-        let lost = match damaged {
-            0 => String::new(),
-            bytes => format!("; {} of the disk cannot be read", size(bytes)),
-        };
-        let words = format!("{} found{lost}.", count(errors, "error was", "errors were"));
-        let check = (format!("vhdx check {image}"), "the same findings, at any time");
-        return bad(words, vec![keep, check]);
-    }
-    judge_readable(mapped, &image, warnings)
+    None
+}
+
+fn judge_damaged(mapped: &Mapped, image: &str, errors: u64) -> Verdict {
+    let damaged = mapped.picture.as_ref().map_or(0, |p| p.disk.totals.of(DiskState::Damaged));
+    let lost = match damaged {
+        0 => String::new(),
+        bytes => format!("; {} of the disk cannot be read", size(bytes)),
+    };
+    let words = format!("{} found{lost}.", count(errors, "error was", "errors were"));
+    let check = (format!("vhdx check {image}"), "the same findings, at any time");
+    bad(words, vec![keep(image), check])
 }
 
 /// Every byte can be read: what is left to say.
