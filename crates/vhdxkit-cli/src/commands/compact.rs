@@ -154,11 +154,9 @@ fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) ->
 fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()> {
     let given = plan.file_size.saturating_sub(plan.file_size_after);
     let (now, after) = (size(plan.file_size), size(plan.file_size_after));
-    match plan.has_work() {
-        true => {
-            writeln!(out, "{name}: {now} now, about {after} afterwards ({} less)", size(given))?
-        }
-        false => writeln!(out, "{name}: {now}; there is nothing to give back")?,
+    match (plan.has_work(), size(given)) {
+        (true, less) => writeln!(out, "{name}: {now} now, about {after} afterwards ({less} less)")?,
+        (false, _) => writeln!(out, "{name}: {now}; there is nothing to give back")?,
     }
     for (what, tally) in [
         ("free space of its file systems", plan.free),

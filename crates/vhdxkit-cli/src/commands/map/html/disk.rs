@@ -80,7 +80,9 @@ pub(super) fn write(html: &mut Html, facts: &Facts) {
                     size(disk.cell_bytes.saturating_mul(COLUMNS as u64))
                 ),
             );
-            bar(html, volumes, mapped.image.virtual_size());
+            if !volumes.is_empty() {
+                bar(html, volumes, mapped.image.virtual_size());
+            }
             grid(html, disk, volumes, mapped.image.virtual_size());
             legend(html, disk);
         }
@@ -199,7 +201,7 @@ fn draw_row(
             "rect",
             &[("class", &class), ("x", &x), ("y", &y), ("width", &width), ("height", &CELL)],
             |html| {
-                html.line("title", &[], format_args!("{}: {}", range_text(start, end), words(run)))
+                html.line("title", &[], format_args!("{}: {}", range_text(start, end), words(run)));
             },
         );
         at += run.len();
@@ -336,7 +338,7 @@ fn bar(html: &mut Html, volumes: &[Volume], disk_size: u64) {
 
 fn legend(html: &mut Html, disk: &DiskPicture) {
     let whole = disk.totals.sum();
-    html.table(&["", "State", "Cells", "Bytes", "", "Share"], |html| {
+    html.table(&["Colour", "State", "Cells", "Size", "Bytes", "Share"], |html| {
         let mut row = |classes: &[&str], words: &str, bytes: u64, cells: usize| {
             html.element("tr", &[], |html| {
                 html.element("td", &[], |html| swatch(html, classes));
@@ -389,7 +391,7 @@ fn legend(html: &mut Html, disk: &DiskPicture) {
 }
 
 fn table(html: &mut Html, volumes: &[Volume]) {
-    let heads = ["", "Place", "Contents", "Range on the disk", "Used", "Free", "State"];
+    let heads = ["Colour", "Place", "Contents", "Range on the disk", "Used", "Free", "State"];
     html.table(&heads, |html| {
         for (number, volume) in volumes.iter().take(MOST_VOLUMES).enumerate() {
             html.element("tr", &[], |html| {

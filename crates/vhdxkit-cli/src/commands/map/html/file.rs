@@ -141,7 +141,7 @@ fn words(run: &[FileCell]) -> String {
 }
 
 fn owners(html: &mut Html, picture: &FilePicture) {
-    html.table(&["", "Owner", "Bytes", "", "Share"], |html| {
+    html.table(&["Colour", "Owner", "Size", "Bytes", "Share"], |html| {
         for (owner, class, words) in OWNERS {
             let bytes = picture.totals.of(owner);
             if bytes == 0 {

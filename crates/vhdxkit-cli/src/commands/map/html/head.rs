@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vhdxkit::Image;
 use vhdxkit::defect::Severity;
 use vhdxkit::log::LogState;
 use vhdxkit::ops::picture::{DiskState, FileOwner, Picture};
+use vhdxkit::{Error, Image};
 
 use super::markup::{Html, cut};
 use super::{Facts, Mapped, percent};
@@ -79,6 +79,11 @@ fn bad(words: String, next: Vec<(String, &'static str)>) -> Verdict {
     Verdict { class: "bad", sign: "✗", words, next }
 }
 
+/// The gist of an error; the page has all of it further down.
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
 fn keep(image: &str) -> (String, &'static str) {
     (format!("cp --sparse=always {image} COPY"), "keep a copy before anything tries to mend it")
 }
@@ -90,8 +95,10 @@ fn judge(facts: &Facts) -> Verdict {
     let mapped = match &facts.mapped {
         Ok(mapped) => mapped,
         Err(error) => {
-            let words =
-                format!("This image cannot be opened: {error}. Below is what can be read of it.");
+            let words = format!(
+                "This image cannot be opened: {}. Below is what can be read of it.",
+                first_line(error)
+            );
             let check = (format!("vhdx check {image}"), "everything that is wrong with it");
             return bad(words, vec![keep(&image), check]);
         }
@@ -116,7 +123,8 @@ fn judge(facts: &Facts) -> Verdict {
 fn judge_chain(mapped: &Mapped, image: &str) -> Option<Verdict> {
     if let Some(problem) = &mapped.alone {
         let words = format!(
-            "Its parent cannot be had, and what it holds of this disk is missing here: {problem}."
+            "Its parent cannot be had, and what it holds of this disk is missing here: {}.",
+            first_line(problem)
         );
         let next = vec![
             (format!("vhdx info --chain {image}"), "which parent it looks for, and where"),
@@ -321,7 +329,7 @@ fn headers(html: &mut Html, facts: &Facts) {
                         html.line("td", &[], format_args!("{at:#x}, {}", size(length.into())));
                     }
                     Err(fault) => {
-                        html.line("td", &[("colspan", &5)], format_args!("damaged: {fault}"))
+                        html.line("td", &[("colspan", &5)], format_args!("damaged: {fault}"));
                     }
                 }
             });
