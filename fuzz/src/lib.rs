@@ -3,4 +3,5 @@
 
 pub mod harness;
 pub mod session;
+pub mod vhd;
 pub mod volumes;

@@ -50,6 +50,35 @@ pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
+/// Columns of a terminal that nobody has widened.
+const COLUMNS: usize = 79;
+
+/// Writes `text` behind `first`, in lines that a terminal shows as they are; those that follow begin with as
+/// many spaces as `indent` says.
+pub(crate) fn wrapped(
+    out: &mut impl Write,
+    first: &str,
+    indent: usize,
+    text: &str,
+) -> io::Result<()> {
+    let mut line = first.to_owned();
+    let mut empty = true;
+    for word in text.split(' ') {
+        let room = line.chars().count() + usize::from(!empty) + word.chars().count() <= COLUMNS;
+        if !room && !empty {
+            writeln!(out, "{}", line.trim_end())?;
+            line = " ".repeat(indent);
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    writeln!(out, "{}", line.trim_end())
+}
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C and SIGTERM ask the work to stop and clean up; a second one ends it at once.
@@ -119,6 +148,18 @@ impl Drop for Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_lines_are_broken_between_words() {
+        let mut out = Vec::new();
+        let text = format!("{} {} end", "a".repeat(70), "b".repeat(100));
+        wrapped(&mut out, "  1. ", 5, &text).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], format!("  1. {}", "a".repeat(70)));
+        assert_eq!(lines[1], format!("     {}", "b".repeat(100)));
+        assert_eq!(lines[2], "     end");
+    }
 
     #[test]
     fn sizes_read_well() {

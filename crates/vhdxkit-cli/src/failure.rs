@@ -9,7 +9,7 @@ use vhdxkit::{Error, ErrorKind};
 pub(crate) mod exit {
     /// Something failed; the reason is on stderr.
     pub(crate) const FAILED: u8 = 1;
-    /// `check` found problems, or `compare` found differences.
+    /// `check` found problems, `compare` differences, `recover` losses.
     pub(crate) const FOUND: u8 = 3;
     /// The image is locked by another process.
     pub(crate) const LOCKED: u8 = 4;

@@ -101,3 +101,12 @@ fn a_stopped_convert_removes_what_it_made() {
         assert_eq!(dir.names(), ["endless.vhdx"], "{signal} left something behind");
     }
 }
+
+#[test]
+fn an_image_that_qemu_writes_is_not_repaired() {
+    let dir = Workdir::new();
+    let image = dir.copy("clean.vhdx");
+    let Some(_writer) = Writer::hold(&image) else { return };
+    vhdx(&["check", &image, "--repair"]).fails_with(4);
+    vhdx(&["check", &image, "--undo", &image]).fails_with(4);
+}

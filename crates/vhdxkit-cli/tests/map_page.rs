@@ -225,7 +225,7 @@ fn an_image_that_cannot_be_opened_still_shows_what_can_be_read() {
     kit.clone().dirty(kit.session(3)).build_file(image.as_ref());
     let found = page(&dir, &image, 3);
     assert!(
-        found.contains("its log cannot be applied") && found.contains("data, stored in this file")
+        found.contains("its log cannot be replayed") && found.contains("data, stored in this file")
     );
     // A child without its parent.
     let image = dir.copy("child.vhdx");

@@ -17,11 +17,12 @@ use vhdxkit_testkit::random::mix;
 
 use crate::medium::Medium;
 use crate::model::{Expectation, Model, SECTOR};
+use crate::repair::What;
 use crate::start::{Below, Scene, Start};
 use crate::states::{Atoms, Survivors};
 use crate::tally::{Outcome, Tally};
 use crate::workload::Workload;
-use crate::{guest, merge};
+use crate::{guest, merge, repair};
 
 /// How much to do.
 #[derive(Debug, Clone)]
@@ -67,6 +68,7 @@ pub fn run(plan: &Plan) -> Outcome {
     for &class in &plan.classes {
         match class {
             Class::Create | Class::ChildCreate => shared.create(class),
+            Class::Repair => shared.repairs(),
             Class::Recovery => {}
             _ => shared.class(class),
         }
@@ -256,6 +258,79 @@ impl Shared<'_> {
                         let what = describe(&atoms, &survivors);
                         self.fail(class, format!("create, variant {variant}\n{what}    {error}"));
                         return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every state of the repair of each fault, and of undoing it; of some states, those of the repair that
+    /// completes it.
+    fn repairs(&self) {
+        let next = AtomicUsize::new(self.plan.only.unwrap_or(0));
+        let faults = vhdxkit_testkit::faults::repairable();
+        std::thread::scope(|scope| {
+            for _ in 0..self.plan.threads.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let beyond = self.plan.only.is_some_and(|only| number > only);
+                        let Some(fault) = faults.get(number).filter(|_| !beyond) else { break };
+                        if self.enough(Class::Repair) {
+                            break;
+                        }
+                        let case = repair::Case::new(fault.clone());
+                        self.tally(Class::Repair, |tally| tally.workloads += 1);
+                        for what in [What::Repair, What::Undo] {
+                            match case.windows(what) {
+                                Ok(windows) => self.repair(&case, what, windows, true),
+                                Err(e) => self.fail(Class::Repair, format!("{}: {e}", fault.name)),
+                            }
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    fn repair(&self, case: &repair::Case, what: What, windows: Vec<Window>, first: bool) {
+        let class = Class::Repair;
+        let windows = self.plan.device.windows(windows);
+        for (number, window) in windows.iter().enumerate() {
+            if self.enough(class) {
+                return;
+            }
+            let atoms = Atoms::new(window, repair::METADATA_END, self.plan.device);
+            self.tally(class, |tally| tally.windows += 1);
+            for survivors in atoms.survivors(mix(self.plan.seed ^ number as u64)) {
+                let state = atoms.state(&survivors);
+                // The same bytes may be two cases' states.
+                let key = hash(&(hash_of(&state), case.fault.name, what as u8, first));
+                let (mut new, mut count) = (false, 0);
+                self.tally(class, |tally| {
+                    tally.states += 1;
+                    tally.distinct.insert(hash_of(&state));
+                    new = tally.checked.insert(key);
+                    count = tally.checked.len();
+                });
+                if !new {
+                    continue;
+                }
+                let check = std::panic::AssertUnwindSafe(|| case.check(&state[0], what, first));
+                let judged = std::panic::catch_unwind(check).unwrap_or(Err(Complaint::Panicked));
+                if let Err(error) = self.excused(class, judged, &state) {
+                    let (name, text) = (case.fault.name, describe(&atoms, &survivors));
+                    let again = if first { "" } else { ", repaired again" };
+                    let told =
+                        format!("{name}{again}, {what:?}\n    window {number}\n{text}    {error}");
+                    self.fail(class, told);
+                    return;
+                }
+                let deeper = first && what == What::Repair && self.plan.device.is_honest();
+                if deeper && count.is_multiple_of(self.plan.depth_two) {
+                    match case.again(&state[0]) {
+                        Ok(windows) => self.repair(case, what, windows, false),
+                        Err(e) => self.fail(class, format!("{}, again: {e}", case.fault.name)),
                     }
                 }
             }

@@ -43,6 +43,8 @@ pub enum Class {
     ChildCreate,
     /// Merging a child into its parent, after up to four operations on it.
     Merge,
+    /// Repairing each fault that can be mended, and undoing that.
+    Repair,
     /// Changes of metadata items, of a child's way to its parent among them.
     Items,
     /// Giving space back, after up to four operations.
@@ -53,7 +55,7 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
@@ -70,6 +72,7 @@ impl Class {
         Self::ChildLong,
         Self::ChildCreate,
         Self::Merge,
+        Self::Repair,
         Self::Items,
         Self::Compact,
         Self::ChildCompact,
@@ -95,6 +98,7 @@ impl Class {
             Self::ChildLong => "child, several epochs of the log",
             Self::ChildCreate => "create a child",
             Self::Merge => "merge a child, two files",
+            Self::Repair => "repair, and undoing it",
             Self::Items => "metadata items: relink, identity",
             Self::Compact => "compact",
             Self::ChildCompact => "compact a child",
@@ -176,7 +180,7 @@ impl Class {
                 let starts = [Start::ChildRecycled, Start::Child, Start::ChildBorder];
                 Some(long(starts[index % 3], index, seed))
             }
-            Self::Recovery | Self::Create | Self::ChildCreate => None,
+            Self::Recovery | Self::Create | Self::ChildCreate | Self::Repair => None,
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod machine;
 pub mod medium;
 pub mod merge;
 pub mod model;
+pub mod repair;
 #[cfg(unix)]
 pub mod served;
 pub mod start;

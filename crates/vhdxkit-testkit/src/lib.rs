@@ -19,6 +19,7 @@
 
 mod build;
 mod expected;
+pub mod faults;
 mod image;
 mod layout;
 mod log;

@@ -60,6 +60,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let free = extents::free(&mut reader, &roots.extent, roots.block_group.as_ref())?;
     reader.nodes_must_be_in_use(&free)?;
     Ok(Survey {
+        asleep: false,
         name: "btrfs",
         label: superblock.label.clone(),
         length: superblock.device.total_bytes,

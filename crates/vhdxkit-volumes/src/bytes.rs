@@ -38,6 +38,13 @@ pub(crate) fn be64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(first(bytes, at))
 }
 
+/// Text in UTF-16 (little-endian); what cannot be printed is replaced.
+pub(crate) fn utf16(bytes: &[u8]) -> String {
+    let units: Vec<u16> = bytes.chunks_exact(2).map(|unit| u16_at(unit, 0)).collect();
+    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    String::from_utf16_lossy(&units).chars().map(printable).collect()
+}
+
 /// Runs of bits that are 0 among the first `count` of a bitmap, least significant bit of a byte first.
 /// A bitmap that is too short has ones behind its end.
 pub(crate) fn zero_runs(bitmap: &[u8], count: u64) -> impl Iterator<Item = Range<u64>> + '_ {

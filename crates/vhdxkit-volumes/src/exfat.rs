@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::bytes::{u8_at, u16_at, u32_at, u64_at};
+use crate::bytes::{u8_at, u16_at, u32_at, u64_at, utf16};
 use crate::free::Units;
 use crate::own::Own;
 use crate::{FreeMap, FreeMapBuilder, Survey, Trouble, Window};
@@ -52,6 +52,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     }
     own.judge(&free)?;
     Ok(Survey {
+        asleep: false,
         name: "exFAT",
         label: entries.label,
         length: volume.length,
@@ -223,10 +224,8 @@ impl<'a> Volume<'a> {
             ALLOCATION_BITMAP => (&mut found.bitmap, "allocation bitmaps"),
             UP_CASE_TABLE => (&mut found.table, "up-case tables"),
             VOLUME_LABEL => {
-                let units = entry.get(2..24).unwrap_or_default().chunks_exact(2);
-                let units = units.take(u8_at(entry, 1).into()).map(|unit| u16_at(unit, 0));
-                let text = String::from_utf16_lossy(&units.collect::<Vec<_>>());
-                found.label = printable(&text);
+                let size = usize::from(u8_at(entry, 1)).saturating_mul(2).min(22);
+                found.label = utf16(entry.get(2..size.saturating_add(2)).unwrap_or_default());
                 return Ok(());
             }
             _ => return Ok(()),
@@ -262,10 +261,6 @@ impl<'a> Volume<'a> {
         }
         Ok(free.finish())
     }
-}
-
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// The last of the twelve sectors repeats the checksum of the others. It leaves out the flags and the

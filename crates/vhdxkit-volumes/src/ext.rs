@@ -22,6 +22,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let sb = Superblock::read(window)?;
     let unclean = sb.unclean(window)?;
     let survey = Survey {
+        asleep: false,
         name: sb.name,
         label: sb.label.clone(),
         length: sb.length(),

@@ -31,6 +31,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
         None => volume.label_of_boot_sector(&boot),
     };
     Ok(Survey {
+        asleep: false,
         name: volume.kind.name(),
         label,
         length: volume.length,

@@ -23,6 +23,8 @@ pub struct Survey {
     /// Why its free bytes must not be believed as they are: it was not unmounted cleanly, or hibernates.
     /// `None` when it was left in good order.
     pub unclean: Option<String>,
+    /// A whole system is suspended in it, which may have any other file system of the disk in use, too.
+    pub asleep: bool,
 }
 
 /// Why nothing is known of a file system's space. All of it counts as in use.

@@ -81,6 +81,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     free.add(next.saturating_mul(page)..length)?;
     let suspended = kind == Kind::Suspended;
     Ok(Survey {
+        asleep: suspended,
         name: "swap",
         label: label(start.get(LABEL).unwrap_or_default()),
         length,

@@ -3,7 +3,8 @@
 //! # Who is believed
 //! A file system's free bytes are only as good as the word that it is the one in that place. So nothing is
 //! believed where two claim the same bytes: partitions that overlap others, or a disk that has both a
-//! partition table with entries and a file system of its own. Bytes that belong to no partition are never
+//! partition table with entries and a file system of its own; and nobody's on a disk on which a system is
+//! suspended. Bytes that belong to no partition are never
 //! free: boot loaders live there.
 
 use std::io;
@@ -82,7 +83,20 @@ pub fn volumes(disk: &dyn Disk) -> io::Result<Vec<Volume>> {
         let range = part.range.clone();
         found.push(Volume { partition: Some(part.clone()), range, recognised, space });
     }
+    wake_nobody(&mut found);
     Ok(found)
+}
+
+/// A system that is suspended on one volume has others mounted, as they were. Some file systems do not show
+/// that (btrfs never does), so none is believed.
+fn wake_nobody(volumes: &mut [Volume]) {
+    let asleep = |volume: &&Volume| volume.space.as_ref().is_ok_and(|survey| survey.asleep);
+    let Some(bed) = volumes.iter().find(asleep) else { return };
+    let number = bed.partition.as_ref().map_or(0, |partition| partition.number);
+    let why = format!("a system is suspended on partition {number}, which may have this in use");
+    for survey in volumes.iter_mut().filter_map(|volume| volume.space.as_mut().ok()) {
+        survey.unclean.get_or_insert_with(|| why.clone());
+    }
 }
 
 fn overlap(one: &Partition, other: &Partition) -> bool {
@@ -123,11 +137,31 @@ mod tests {
         assert!(matches!(&found[2].space, Err(Trouble::NotKnown(_))));
     }
 
+    /// A laptop that was closed: its btrfs looks the same as one that was unmounted.
+    #[test]
+    fn beside_a_suspended_system_nobody_is_believed() {
+        let mut disk = disk_with(&[(0x82, 2048, 1024), (0x82, 4096, 1024)]);
+        for start in [1 << 20, 2 << 20] {
+            disk[start + 0x400..][..4].copy_from_slice(&1u32.to_le_bytes());
+            disk[start + 0x404..][..4].copy_from_slice(&127u32.to_le_bytes());
+            disk[start + 4086..][..10].copy_from_slice(b"SWAPSPACE2");
+        }
+        let awake = volumes(&disk).unwrap();
+        assert!(awake.iter().all(|volume| volume.free_to_give(false).is_some()), "{awake:?}");
+        disk[(2 << 20) + 4086..][..10].copy_from_slice(b"S1SUSPEND\0");
+        let asleep = volumes(&disk).unwrap();
+        assert!(asleep.iter().all(|volume| volume.free_to_give(false).is_none()), "{asleep:?}");
+        assert!(asleep[0].kept_because().unwrap().contains("partition 2"));
+    }
+
     /// A disk that was formatted whole and partitioned later, or the other way round.
     #[test]
     fn a_partition_table_beside_a_file_system_over_everything_gives_nothing_away() {
         let mut disk = disk_with(&[(0x83, 2048, 2048)]);
-        disk[0x438..0x43A].copy_from_slice(&[0x53, 0xEF]);
+        // Inodes, blocks, magic.
+        for (at, bytes) in [(0x400, [16, 0]), (0x404, [0, 4]), (0x438, [0x53, 0xEF])] {
+            disk[at..at + 2].copy_from_slice(&bytes);
+        }
         let found = volumes(&disk).unwrap();
         let why = found[0].kept_because().unwrap();
         assert!(why.contains("partition table"), "{why}");

@@ -23,6 +23,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let sb = Superblock::read(window)?;
     let unclean = log::unclean(window, &sb)?;
     let survey = Survey {
+        asleep: false,
         name: "XFS",
         label: sb.label.clone(),
         length: sb.length(),

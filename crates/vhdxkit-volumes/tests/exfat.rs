@@ -108,14 +108,14 @@ fn free_clusters_are_those_of_dump_exfat_in_every_shape() {
         (40, "-c 4096 -L Größe", "Größe"),
         (64, "-c 1024 -b 32768", ""),
         (100, "-c 32768 -L ELEVENCHARS", "ELEVENCHARS"),
-        (600, "-c 1048576", ""),
-        (1500, "-c 33554432", ""),
+        (300, "-c 1048576", ""),
+        (400, "-c 33554432", ""),
     ] {
         let path = empty(folder.path(), "exfat.img", mib << 20);
         make(&path, options);
         let fresh = compare(&path);
         assert_eq!((fresh.name, fresh.label.as_str(), fresh.length), ("exFAT", label, mib << 20));
-        if driver() && mib < 500 {
+        if driver() && mib < 300 {
             mounted(&path, FILL);
             let filled = compare(&path);
             assert!(free_units(&filled) < free_units(&fresh));

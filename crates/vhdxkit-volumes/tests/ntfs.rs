@@ -137,7 +137,7 @@ fn a_hibernated_volume_is_not_at_rest() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let many = "for n in $(seq 2000); do : > a-file-with-a-rather-long-name-$n; done";
+    let many = "for n in $(seq 400); do : > a-file-with-a-rather-long-name-$n; done";
     for (line, hibernated) in [
         ("(printf hibr; head -c 100000 /dev/zero) > hiberfil.sys", true),
         ("(printf HIBR; head -c 100000 /dev/zero) > HiberFil.SYS", true),

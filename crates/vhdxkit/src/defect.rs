@@ -29,6 +29,36 @@ impl Severity {
     }
 }
 
+/// What can be done about a [`Defect`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// Nothing needs doing, or nothing in the file says what would be right.
+    Nothing,
+    /// `vhdx check --repair` does this.
+    Repair(&'static str),
+    /// `vhdx check --repair` does this with the option named first: something may be lost.
+    OnYourWord(&'static str, &'static str),
+    /// Something else does it.
+    Elsewhere(&'static str),
+}
+
+impl Remedy {
+    /// Why a repair leaves what it leaves.
+    #[must_use]
+    pub const fn why_not(self) -> &'static str {
+        match self {
+            Self::Nothing => {
+                "nothing in the file says what would be right; `vhdx recover` gets what it still holds"
+            }
+            Self::Repair(_) => {
+                "that is not safe here; `vhdx recover` gets what the file still holds"
+            }
+            Self::OnYourWord(_, what) | Self::Elsewhere(what) => what,
+        }
+    }
+}
+
 /// Why a log entry does not count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -160,10 +190,20 @@ macro_rules! defects {
                 match self { $( Self::$name { $($field),* } => $offset, )* }
             }
 
+            /// What can be done about it.
+            #[must_use]
+            pub const fn remedy(&self) -> Remedy {
+                use Remedy::{Elsewhere, Nothing, OnYourWord, Repair};
+                match self { $( Self::$name { .. } => $repair, )* }
+            }
+
             /// What a repair would do; `None` when nothing needs doing or nothing safe can be done.
             #[must_use]
             pub const fn repair(&self) -> Option<&'static str> {
-                match self { $( Self::$name { .. } => $repair, )* }
+                match self.remedy() {
+                    Remedy::Nothing => None,
+                    Remedy::Repair(what) | Remedy::OnYourWord(_, what) | Remedy::Elsewhere(what) => Some(what),
+                }
             }
         }
     };
@@ -177,164 +217,166 @@ fn lost(valid: &u64, torn: &u64) -> String {
     }
 }
 
-const HEAL_HEADER: Option<&str> = Some("rewrite this copy from the current header");
+const HEAL_HEADER: Remedy = Remedy::Repair("rewrite this copy from the current header");
 
 defects! {
     // ---- file identifier and headers
-    NotVhdx { found: [u8; 8] } => "V1", Error, "file identifier", Some(0), None,
+    NotVhdx { found: [u8; 8] } => "V1", Error, "file identifier", Some(0), Repair("write the signature anew, when headers and tables are those of a VHDX file"),
         "not a VHDX file: it starts with {found:02x?} instead of \"vhdxfile\"";
-    FileTooShort { length: u64 } => "V1", Error, "file identifier", Some(*length), None,
+    FileTooShort { length: u64 } => "V1", Error, "file identifier", Some(*length), Nothing,
         "not a whole VHDX file: {length} bytes, the header section alone is 1048576";
     NoValidHeader { first: CopyFault, second: CopyFault } => "V2", Error, "header", Some(65536),
-        Some("rebuild the headers by scanning for region tables and metadata"),
+        Elsewhere("`vhdx recover` looks for tables and blocks without them"),
         "no valid header: copy 1: {first}; copy 2: {second}";
     HeaderCopyInvalid { at: u64, fault: CopyFault } => "V3", Warning, "header", Some(*at), HEAL_HEADER,
         "this header copy is damaged ({fault}); the other one is good and was used";
     HeaderPairDiffers { at: u64, fields: String } => "W-HDRPAIR", Info, "header", Some(*at), HEAL_HEADER,
         "the older header copy differs in {fields}";
-    HeaderTie { at: u64, sequence: u64, fields: String } => "V4", Error, "header", Some(*at), None,
+    HeaderTie { at: u64, sequence: u64, fields: String } => "V4", Error, "header", Some(*at), OnYourWord("--use-header 1|2", "let the copy count that you name"),
         "both headers are valid with sequence number {sequence} but differ in {fields}";
     HeaderTwins { at: u64, sequence: u64 } => "W-HDRSEQ", Info, "header", Some(*at), HEAL_HEADER,
         "both headers carry sequence number {sequence} and are the same";
-    Version { at: u64, found: u16 } => "V5", Error, "header", Some(*at), None,
+    Version { at: u64, found: u16 } => "V5", Error, "header", Some(*at), Nothing,
         "format version {found}; only version 1 exists";
     LogVersion { at: u64, found: u16, dirty: bool } => "V6", if *dirty { Error } else { Warning },
-        "header", Some(*at), None, "log version {found}; only version 0 exists";
+        "header", Some(*at), Repair("write log version 0, when the log is empty"), "log version {found}; only version 0 exists";
     LogGeometry { at: u64, log_offset: u64, log_length: u32, why: &'static str, dirty: bool }
         => "V7", if *dirty { Error } else { Warning }, "header", Some(*at),
-        Some("create a new log at the end of the file"),
+        Repair("create a new log at the end of the file, when the log is empty"),
         "the log lies at {log_offset:#x} and is {log_length:#x} bytes long: {why}";
     // ---- log
     NoActiveSequence { at: u64, guid: Guid, valid: u64, torn: u64 } => "V8", Error, "log", Some(*at),
-        Some("discard the log, after a full check of what the file holds without it"),
+        OnYourWord("--discard-log", "discard the log, when the file is consistent without it"),
         "the header names the log {guid}, but {what}", what = lost(valid, torn);
     Truncated { at: u64, flushed: u64, file_size: u64 } => "V9", Error, "log", Some(*at),
-        Some("extend the file with zeros and report the blocks that were lost"),
+        Repair("extend the file with zeros, replay its log and report the blocks that were lost"),
         "the file was cut off: it has {file_size} bytes, the log says that {flushed} were stable on disk";
     DirtyLog { at: u64, first: u64, last: u64, entries: u64 } => "I-DIRTY", Info, "log", Some(*at),
-        Some("replay the log (`vhdx log replay`)"),
+        Repair("replay the log (so does `vhdx log replay`)"),
         "the log holds changes that are not in place yet (sequence {first} to {last}, entries: {entries}); reading applies them in memory";
-    UnreachableEntries { at: u64, head: u64, first: u64, last: u64 } => "W-LOGGAP", Warning, "log", Some(*at), None,
+    UnreachableEntries { at: u64, head: u64, first: u64, last: u64 } => "W-LOGGAP", Warning, "log", Some(*at), OnYourWord("--allow-data-loss", "replay what can be replayed and give up the newer entries"),
         "entries {first} to {last} are whole and newer than what is replayed (up to {head}), but one before them is damaged: what they hold would be lost by a replay in the file";
-    TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), None,
+    TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), Nothing,
         "entry {sequence} does not count: {fault}";
     ReservedLogTarget { at: u64, sequence: u64, end: u64, last_file_offset: u64 }
-        => "W-LASTOFF", Warning, "log", Some(*at), None,
+        => "W-LASTOFF", Warning, "log", Some(*at), Repair("replay the log"),
         "entry {sequence} writes up to {end:#x}, beyond its own LastFileOffset {last_file_offset:#x}";
     // ---- region table
     RegionTableCopyInvalid { at: u64, fault: CopyFault } => "V11", Warning, "region table", Some(*at),
-        Some("rewrite this copy from the other one"),
+        Repair("rewrite this copy from the other one"),
         "this region table copy is damaged ({fault}); the other one is good and was used";
     NoRegionTable { first: CopyFault, second: CopyFault } => "V11", Error, "region table", Some(196608),
-        Some("rebuild the region table by scanning for its regions"),
+        Elsewhere("`vhdx recover` looks for its regions"),
         "no valid region table: copy 1: {first}; copy 2: {second}";
     RegionTablesDiffer { at: u64 } => "M-RTDIFF", Warning, "region table", Some(*at),
-        Some("rewrite copy 2 from copy 1"),
+        Repair("rewrite copy 2 from copy 1"),
         "both region tables are valid but differ; copy 1 was used";
-    RegionCount { at: u64, count: u32 } => "V12", Error, "region table", Some(*at), None,
+    RegionCount { at: u64, count: u32 } => "V12", Error, "region table", Some(*at), Nothing,
         "the region table claims {count} entries; 2047 fit";
-    RegionRepeated { at: u64, guid: Guid } => "V12", Error, "region table", Some(*at), None,
+    RegionRepeated { at: u64, guid: Guid } => "V12", Error, "region table", Some(*at), Nothing,
         "region {guid} is listed twice";
-    RegionPlace { at: u64, guid: Guid, file_offset: u64, length: u32 } => "V12", Error, "region table", Some(*at), None,
+    RegionPlace { at: u64, guid: Guid, file_offset: u64, length: u32 } => "V12", Error, "region table", Some(*at), Nothing,
         "region {guid} at {file_offset:#x} with {length:#x} bytes: both must be multiples of 1 MiB, and at least 1 MiB";
-    RegionOverlap { at: u64, what: String, with: String } => "V13", Error, "region table", Some(*at), None,
+    RegionOverlap { at: u64, what: String, with: String } => "V13", Error, "region table", Some(*at), Nothing,
         "{what} overlaps {with}";
     RegionOutside { at: u64, guid: Guid, end: u64, file_size: u64 } => "V14", Error, "region table", Some(*at),
-        Some("extend the file when only unused bytes of the region are missing"),
+        Elsewhere("`vhdx recover` gets what the file still holds"),
         "region {guid} ends at {end:#x}, the file at {file_size:#x}";
     RegionTail { at: u64, guid: Guid, end: u64, file_size: u64 } => "V14", Warning, "region table", Some(*at),
-        Some("extend the file to the end of the region"),
+        Repair("extend the file to the end of the region"),
         "region {guid} ends at {end:#x}, the file at {file_size:#x}; the missing bytes are not used";
-    RegionMissing { name: &'static str } => "V15", Error, "region table", Some(196608), None,
+    RegionMissing { name: &'static str } => "V15", Error, "region table", Some(196608), Nothing,
         "the region table lists no {name} region";
-    UnknownRequiredRegion { at: u64, guid: Guid } => "V16", Error, "region table", Some(*at), None,
+    UnknownRequiredRegion { at: u64, guid: Guid } => "V16", Error, "region table", Some(*at), Nothing,
         "region {guid} is marked as required and this version does not know it";
-    RegionNotRequired { at: u64, name: &'static str } => "W-REQUIRED", Info, "region table", Some(*at), None,
+    RegionNotRequired { at: u64, name: &'static str } => "W-REQUIRED", Info, "region table", Some(*at), Nothing,
         "the {name} region is not marked as required (QEMU writes it so)";
     // ---- metadata
-    MetadataSignature { at: u64, found: [u8; 8] } => "V17", Error, "metadata table", Some(*at), None,
+    MetadataSignature { at: u64, found: [u8; 8] } => "V17", Error, "metadata table", Some(*at), Nothing,
         "the metadata table starts with {found:02x?} instead of \"metadata\"";
-    MetadataCount { at: u64, count: u16 } => "V17", Error, "metadata table", Some(*at), None,
+    MetadataCount { at: u64, count: u16 } => "V17", Error, "metadata table", Some(*at), Nothing,
         "the metadata table claims {count} entries; 2047 are allowed";
-    MetadataUserCount { at: u64, count: usize } => "V17", Error, "metadata table", Some(*at), None,
+    MetadataUserCount { at: u64, count: usize } => "V17", Error, "metadata table", Some(*at), Nothing,
         "the metadata table holds {count} user entries; 1024 are allowed";
-    ItemRange { at: u64, id: Guid, offset: u32, length: u32, why: &'static str } => "V18", Error, "metadata table", Some(*at), None,
+    ItemRange { at: u64, id: Guid, offset: u32, length: u32, why: &'static str } => "V18", Error, "metadata table", Some(*at), Nothing,
         "metadata item {id} at {offset:#x} with {length:#x} bytes: {why}";
-    ItemOverlap { at: u64, id: Guid, with: Guid } => "V18", Error, "metadata table", Some(*at), None,
+    ItemOverlap { at: u64, id: Guid, with: Guid } => "V18", Error, "metadata table", Some(*at), Nothing,
         "metadata item {id} overlaps item {with}";
-    ItemRepeated { at: u64, id: Guid } => "V18", Error, "metadata table", Some(*at), None,
+    ItemRepeated { at: u64, id: Guid } => "V18", Error, "metadata table", Some(*at), Nothing,
         "metadata item {id} is listed twice, or has no identity";
-    UnknownRequiredItem { at: u64, id: Guid } => "V19", Error, "metadata table", Some(*at), None,
+    UnknownRequiredItem { at: u64, id: Guid } => "V19", Error, "metadata table", Some(*at), Nothing,
         "metadata item {id} is marked as required and this version does not know it";
-    IncompleteFile { at: u64 } => "V19", Error, "metadata table", Some(*at), None,
+    IncompleteFile { at: u64 } => "V19", Error, "metadata table", Some(*at), Nothing,
         "the file is marked incomplete: whoever created it never finished";
-    ItemMissing { at: u64, name: &'static str } => "V20", Error, "metadata table", Some(*at), None,
+    ItemMissing { at: u64, name: &'static str } => "V20", Error, "metadata table", Some(*at), Nothing,
         "the metadata has no {name}";
-    ItemLength { at: u64, name: &'static str, found: u32, expected: u32 } => "V20", Error, "metadata table", Some(*at), None,
+    ItemLength { at: u64, name: &'static str, found: u32, expected: u32 } => "V20", Error, "metadata table", Some(*at), Nothing,
         "the {name} item has {found} bytes instead of {expected}";
-    BlockSize { at: u64, found: u32 } => "V21", Error, "file parameters", Some(*at), None,
+    BlockSize { at: u64, found: u32 } => "V21", Error, "file parameters", Some(*at), Nothing,
         "block size {found}: must be a power of two from 1 MiB to 256 MiB";
-    FileParameterBits { at: u64, found: u32 } => "V21", Warning, "file parameters", Some(*at), Some("clear the reserved bits"),
+    FileParameterBits { at: u64, found: u32 } => "V21", Warning, "file parameters", Some(*at), Repair("clear the reserved bits"),
         "reserved bits of the file parameters are set ({found:#010x})";
-    SectorSize { at: u64, which: &'static str, found: u32 } => "V22", Error, "metadata item", Some(*at), None,
+    SectorSize { at: u64, which: &'static str, found: u32 } => "V22", Error, "metadata item", Some(*at), Nothing,
         "{which} sector size {found}: must be 512 or 4096";
-    VirtualSize { at: u64, found: u64, why: &'static str } => "V23", Error, "metadata item", Some(*at), None,
+    VirtualSize { at: u64, found: u64, why: &'static str } => "V23", Error, "metadata item", Some(*at), Nothing,
         "virtual disk size {found}: {why}";
-    LocatorMissing { at: u64 } => "V24", Error, "parent locator", Some(*at), None,
+    LocatorMissing { at: u64 } => "V24", Error, "parent locator", Some(*at), Nothing,
         "the disk is a child of another one, but no parent locator names the parent";
-    LocatorUnexpected { at: u64 } => "V24", Warning, "parent locator", Some(*at), None,
+    LocatorUnexpected { at: u64 } => "V24", Warning, "parent locator", Some(*at), Nothing,
         "there is a parent locator although the disk has no parent; it is ignored";
-    LocatorType { at: u64, found: Guid } => "V24", Error, "parent locator", Some(*at), None,
+    LocatorType { at: u64, found: Guid } => "V24", Error, "parent locator", Some(*at), Nothing,
         "parent locator of the unknown type {found}";
-    LocatorMalformed { at: u64, why: &'static str } => "V24", Error, "parent locator", Some(*at), None,
+    LocatorMalformed { at: u64, why: &'static str } => "V24", Error, "parent locator", Some(*at), Nothing,
         "the parent locator cannot be read: {why}";
-    LocatorKey { at: u64, key: &'static str, why: &'static str } => "V24", Error, "parent locator", Some(*at), None,
+    LocatorKey { at: u64, key: &'static str, why: &'static str } => "V24", Error, "parent locator", Some(*at), Nothing,
         "parent locator, {key}: {why}";
-    LocatorNoPath { at: u64 } => "V24", Warning, "parent locator", Some(*at), Some("say where the parent is (`vhdx relink`)"),
+    LocatorNoPath { at: u64 } => "V24", Warning, "parent locator", Some(*at), Elsewhere("say where the parent is (`vhdx relink`)"),
         "no path in the parent locator says where the parent is";
-    ParentUnusable { why: String } => "V33", Error, "parent locator", None, Some("name the right parent (`vhdx relink`)"),
+    ParentUnusable { why: String } => "V33", Error, "parent locator", None, Elsewhere("name the right parent (`vhdx relink`)"),
         "the disk cannot be read as a whole: {why}";
-    ParentPathStale { found: String } => "W-PARENTPATH", Warning, "parent locator", None, Some("correct the path (`vhdx relink`)"),
+    ParentPathStale { found: String } => "W-PARENTPATH", Warning, "parent locator", None, Elsewhere("correct the path (`vhdx relink`)"),
         "the relative path does not lead to the parent, which is {found}";
     // ---- BAT
-    BatTooSmall { at: u64, needed: u64, length: u64 } => "V25", Error, "BAT", Some(*at), Some("move the BAT to a larger region"),
+    BatTooSmall { at: u64, needed: u64, length: u64 } => "V25", Error, "BAT", Some(*at), Repair("move the BAT to a larger region"),
         "the BAT region has {length:#x} bytes, this disk needs {needed:#x}";
-    BlockState { at: u64, block: u64, state: u8 } => "V26", Error, "BAT", Some(*at), None,
+    BlockState { at: u64, block: u64, state: u8 } => "V26", Error, "BAT", Some(*at), Nothing,
         "block {block} is in the reserved state {state}";
-    BlockStateDraft { at: u64, block: u64 } => "V26", Warning, "BAT", Some(*at), Some("write state 3"),
+    BlockStateDraft { at: u64, block: u64 } => "V26", Warning, "BAT", Some(*at), Repair("write state 3"),
         "block {block} is in state 5, UNMAPPED in the draft of 2012; read as such";
-    PartialWithoutParent { at: u64, block: u64 } => "V26", Error, "BAT", Some(*at), Some("make the block fully present"),
+    PartialWithoutParent { at: u64, block: u64 } => "V26", Error, "BAT", Some(*at), Repair("make the block fully present"),
         "block {block} is PARTIALLY_PRESENT although the disk has no parent";
     BitmapEntryState { at: u64, chunk: u64, state: u8, differencing: bool } => "V26",
-        if *differencing { Error } else { Warning }, "BAT", Some(*at), Some("clear the entry"),
+        if *differencing { Error } else { Warning }, "BAT", Some(*at), Repair("clear the entry, unless a block needs the bitmap"),
         "the sector bitmap entry of chunk {chunk} is in state {state}";
-    EntryReserved { at: u64, index: u64, bits: u64 } => "V27", Warning, "BAT", Some(*at), Some("clear the bits"),
+    EntryReserved { at: u64, index: u64, bits: u64 } => "V27", Warning, "BAT", Some(*at), Repair("clear the bits"),
         "BAT entry {index}: reserved bits {bits:#x} are set; they are ignored";
-    BlockWithoutPlace { at: u64, block: u64 } => "V28", Error, "BAT", Some(*at), None,
+    BlockWithoutPlace { at: u64, block: u64 } => "V28", Error, "BAT", Some(*at), OnYourWord("--allow-data-loss", "let the block read as zeros"),
         "block {block} is present but has no place in the file (offset 0)";
-    BitmapWithoutPlace { at: u64, chunk: u64 } => "V28", Error, "BAT", Some(*at), None,
+    BitmapWithoutPlace { at: u64, chunk: u64 } => "V28", Error, "BAT", Some(*at), Repair("clear the entry, unless a block needs the bitmap"),
         "the sector bitmap of chunk {chunk} is present but has no place in the file (offset 0)";
     BlockOutside { at: u64, block: u64, file_offset: u64, end: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at),
-        Some("extend the file with zeros, when only its tail is missing"),
+        Repair("extend the file with zeros when only the block's tail is missing; let it read as zeros with --allow-data-loss"),
         "block {block} lies at {file_offset:#x} to {end:#x}, the file ends at {file_size:#x}";
-    BitmapOutside { at: u64, chunk: u64, file_offset: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at), None,
+    BitmapOutside { at: u64, chunk: u64, file_offset: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at), Repair("clear the entry, unless a block needs the bitmap"),
         "the sector bitmap of chunk {chunk} lies at {file_offset:#x}, the file ends at {file_size:#x}";
-    BlockCut { at: u64, block: u64, file_size: u64 } => "I-CUT", Info, "BAT", Some(*at), None,
+    BlockCut { at: u64, block: u64, file_size: u64 } => "I-CUT", Info, "BAT", Some(*at), Nothing,
         "the unused end of the last block {block} lies beyond the end of the file at {file_size:#x}";
     BlockOverlap { at: u64, what: String, file_offset: u64, with: String } => "V30", Error, "BAT", Some(*at),
-        Some("copy one of the two owners elsewhere"),
+        Repair("copy one of the two owners elsewhere"),
         "{what} at {file_offset:#x} overlaps {with}: at least one of the two holds foreign data";
-    PartialWithoutBitmap { at: u64, block: u64, chunk: u64 } => "V31", Error, "BAT", Some(*at), None,
+    PartialWithoutBitmap { at: u64, block: u64, chunk: u64 } => "V31", Error, "BAT", Some(*at), Nothing,
         "block {block} is PARTIALLY_PRESENT but chunk {chunk} has no sector bitmap";
-    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Some("clear the offset"),
+    ShiftedPage { at: u64, first: u64 } => "M-BATSHIFT", Error, "BAT", Some(*at), Repair("move its entries back"),
+        "the page of BAT entries from {first} on was written shifted by one entry (QEMU before 8.0 did that): its blocks show their neighbours' contents";
+    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset"),
         "block {block} is in state {state} but carries the offset {file_offset:#x}, which Hyper-V may refuse";
-    LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Some("give the space back by compacting"),
+    LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Repair("cut it off at the end of the file; further inside `vhdx compact` gives it back"),
         "{bytes} bytes of the file belong to nothing";
-    FileSizeUneven { length: u64 } => "W-FILESIZE", Info, "file", Some(*length), None,
+    FileSizeUneven { length: u64 } => "W-FILESIZE", Info, "file", Some(*length), Nothing,
         "the file's length {length} is no multiple of 1 MiB";
-    ChangeTracking { path: String } => "W-RCT", Info, "file", None, None,
+    ChangeTracking { path: String } => "W-RCT", Info, "file", None, Nothing,
         "change-tracking file {path} lies beside the image; writing the image with anything but its host makes it stale";
-    SpaceNotChecked { from: u64 } => "I-SPACE", Info, "file", Some(*from), None,
+    SpaceNotChecked { from: u64 } => "I-SPACE", Info, "file", Some(*from), Nothing,
         "overlaps were checked up to {from:#x} only";
 }
 

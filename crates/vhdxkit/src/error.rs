@@ -17,12 +17,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[error(transparent)]
 pub struct Error(Box<Repr>);
 
+/// What a VHDX calls the identity of a parent.
+pub(crate) const DATA_WRITE_GUID: &str = "DataWriteGuid";
+
 /// The sorts of [`Error`] a caller may want to treat differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The file is no VHDX file at all.
     NotVhdx,
+    /// The file is no image of another format that it was said to be.
+    WrongFormat,
     /// A structure of the file breaks the format.
     Corrupt,
     /// The file is shorter than its log says it was.
@@ -74,8 +79,10 @@ pub struct ParentProblem {
     pub what: String,
     /// The child, where it lies in a file.
     pub child: PathBuf,
-    /// The identities (DataWriteGuid) of which the parent must have one.
+    /// The identities of which the parent must have one.
     pub expected: Vec<Guid>,
+    /// What the format calls them: `DataWriteGuid`, `unique id`.
+    pub identity: &'static str,
     /// Every place that was looked at.
     pub looked: Vec<Looked>,
     /// Where an image with that identity lies, if a search found one.
@@ -113,7 +120,8 @@ impl std::fmt::Display for ParentProblem {
         }
         f.write_str(&self.what)?;
         if let Some(first) = self.expected.first() {
-            write!(f, "\n  wanted: the disk with the DataWriteGuid {first}")?;
+            let name = if self.identity.is_empty() { DATA_WRITE_GUID } else { self.identity };
+            write!(f, "\n  wanted: the disk with the {name} {first}")?;
             for other in self.expected.iter().skip(1) {
                 write!(f, " or {other}")?;
             }
@@ -137,8 +145,17 @@ pub(crate) enum Repr {
     Io { action: &'static str, offset: Option<u64>, cause: io::Error },
     #[error("the image is in use by {}", name_holders(.holders))]
     Locked { holders: Vec<Holder> },
-    #[error("the disk is a child: {what} needs its parent, which is not open{}", wanted(.expected))]
-    ParentNeeded { what: &'static str, expected: Vec<Guid> },
+    #[error("{structure} at file offset {at} ({at:#x}): {what}")]
+    Malformed { structure: &'static str, at: u64, what: String },
+    #[cfg(feature = "qcow2")]
+    #[error("{0}")]
+    Damaged(String),
+    #[error("{0}")]
+    WrongFormat(String),
+    #[error("this is not supported: {0}")]
+    Unsupported(String),
+    #[error("the disk is a child: {what} needs its parent, which is not open{}", wanted(.expected, identity))]
+    ParentNeeded { what: &'static str, expected: Vec<Guid>, identity: &'static str },
     #[error("{0}")]
     Parent(ParentProblem),
     #[error("bytes {} to {} reach beyond the end of the disk at {size}", .range.start, .range.end)]
@@ -173,11 +190,11 @@ fn at_offset(offset: Option<u64>) -> String {
 }
 
 /// Whom a child names.
-fn wanted(identities: &[Guid]) -> String {
+fn wanted(identities: &[Guid], name: &str) -> String {
     let texts: Vec<String> = identities.iter().map(Guid::to_string).collect();
     match texts.is_empty() {
         true => String::new(),
-        false => format!(": the disk with the DataWriteGuid {}", texts.join(" or ")),
+        false => format!(": the disk with the {name} {}", texts.join(" or ")),
     }
 }
 
@@ -225,12 +242,52 @@ impl Error {
 
     /// A child was opened without its parent, the disk with one of these identities.
     pub(crate) fn parent_needed(what: &'static str, expected: Vec<Guid>) -> Self {
-        Self::new(Repr::ParentNeeded { what, expected })
+        Self::new(Repr::ParentNeeded { what, expected, identity: DATA_WRITE_GUID })
+    }
+
+    /// The same of a VHD.
+    pub(crate) fn vhd_parent_needed(what: &'static str, expected: Option<Guid>) -> Self {
+        let expected = expected.into_iter().collect();
+        Self::new(Repr::ParentNeeded { what, expected, identity: "unique id" })
+    }
+
+    /// A structure of an image that is no VHDX makes no sense.
+    pub(crate) fn malformed(structure: &'static str, at: u64, what: impl Into<String>) -> Self {
+        Self::new(Repr::Malformed { structure, at, what: what.into() })
+    }
+
+    /// An image is damaged; another crate says how.
+    #[cfg(feature = "qcow2")]
+    pub(crate) fn damaged(what: String) -> Self {
+        Self::new(Repr::Damaged(what))
+    }
+
+    pub(crate) fn wrong_format(message: impl Into<String>) -> Self {
+        Self::new(Repr::WrongFormat(message.into()))
+    }
+
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::new(Repr::Unsupported(what.into()))
+    }
+
+    pub(crate) fn poisoned(why: String) -> Self {
+        Self::new(Repr::Poisoned { why })
+    }
+
+    /// Whether the text begins with the name of a file.
+    pub(crate) fn names_a_file(&self) -> bool {
+        matches!(&*self.0, Repr::File { .. })
     }
 
     /// A parent that was given does not fit.
     pub(crate) fn parent_unfit(what: String) -> Self {
         Self::new(Repr::Parent(ParentProblem { what, ..ParentProblem::default() }))
+    }
+
+    /// For those who build on this library: the same, with the name of the file it is about.
+    #[must_use]
+    pub fn named(self, path: &std::path::Path) -> Self {
+        self.in_file(path)
     }
 
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
@@ -242,6 +299,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match &*self.0 {
             Repr::Defect(defect) => kind_of(defect),
+            Repr::Malformed { .. } => ErrorKind::Corrupt,
+            #[cfg(feature = "qcow2")]
+            Repr::Damaged(_) => ErrorKind::Corrupt,
+            Repr::WrongFormat(_) => ErrorKind::WrongFormat,
+            Repr::Unsupported(_) => ErrorKind::Unsupported,
             Repr::Io { .. } => ErrorKind::Io,
             Repr::Locked { .. } => ErrorKind::Locked,
             Repr::ParentNeeded { .. } => ErrorKind::ParentNeeded,
@@ -305,13 +367,13 @@ impl Error {
         }
         Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => {
-                "check that this is the right file; a VHD version 1 ends with \"conectix\", a qcow2 starts with \"QFI\""
+                "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk; of a VHDX whose start was overwritten `vhdx recover` makes a new image"
             }
             ErrorKind::LogInvalid => {
-                "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; a repair that discards the log after a full check (`vhdx check --repair --discard-log`) is to come: keep a copy of the file as it is"
+                "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; `vhdx check --repair --discard-log` gives the log up if the file is consistent without it: keep a copy of the file as it is"
             }
             ErrorKind::Truncated => {
-                "look for a complete copy of the file; do not let another tool write to this one; --without-log reads what is left, at your own word"
+                "look for a complete copy of the file; do not let another tool write to this one; `vhdx check --repair --dry-run` tells which blocks are lost, `vhdx recover` makes a new image of what is left"
             }
             ErrorKind::Locked => {
                 "stop that program; commands that only read take --force-share (what they read may be half-changed)"
@@ -319,7 +381,15 @@ impl Error {
             ErrorKind::ParentNeeded => {
                 "name the parent with --parent; `vhdx info` tells what the child knows of it, `vhdx map` lists what this file itself holds"
             }
-            ErrorKind::Corrupt => "`vhdx check` lists everything that is wrong with the file",
+            ErrorKind::Corrupt if self.defect().is_none() => {
+                "look for another copy of the file; --from raw takes its bytes as they are"
+            }
+            ErrorKind::Corrupt => {
+                "`vhdx check` lists everything that is wrong with the file; `vhdx recover` makes a new image of what can still be had"
+            }
+            ErrorKind::WrongFormat => {
+                "check that this is the right file, or name its format (`--from`)"
+            }
             ErrorKind::Poisoned => {
                 "see to the medium (is it full, is it failing?), then open the image again: its log brings back everything that was flushed"
             }

@@ -21,6 +21,7 @@
 //!   [`resize`](Image::resize).
 //! * [`ops`]: whole tasks: check, compare, copies to raw and to VHDX, the log's timeline.
 //! * [`log`]: the metadata log alone: its entries, the active sequence, replay in place.
+//! * [`vhd`]: VHD, version 1 of the format: read, written, made, chains included.
 //! * [`storage`]: what an image lies on; bring your own medium through [`storage::Storage`].
 //! * [`mod@format`]: the structures on disk, for those who take files apart.
 //!
@@ -31,7 +32,8 @@
 //! for each other.
 //!
 //! # Features
-//! There are none to choose: the library is small and synchronous. It compiles for Linux, Windows
+//! `qcow2` (off): read and write qcow2 images, through the crate `imago`. Everything else is always there: the
+//! library is small and synchronous. It compiles for Linux, Windows
 //! and macOS; QEMU's byte-range locks and sparse-file queries are used where the system has them.
 #![cfg_attr(
     not(test),
@@ -56,7 +58,10 @@ mod image;
 pub mod log;
 mod map;
 pub mod ops;
+#[cfg(feature = "qcow2")]
+pub mod qcow2;
 pub mod storage;
+pub mod vhd;
 pub mod view;
 
 pub use chain::{OpenOptions, ParentPolicy};

@@ -47,6 +47,12 @@ fn every_input_is_survived_by_the_other_target() {
 }
 
 #[test]
+fn every_input_is_survived_by_a_salvage() {
+    replay("open", harness::recover);
+    replay("log", harness::recover);
+}
+
+#[test]
 fn the_seeds_are_in_the_corpus() {
     for (target, seeds) in [("open", harness::seeds::open()), ("log", harness::seeds::log())] {
         for (name, bytes) in seeds {

@@ -18,6 +18,13 @@ pub fn open(input: &[u8]) {
     }
 }
 
+/// Target `recover`: salvage, whatever is left.
+pub fn recover(input: &[u8]) {
+    if let Some(file) = input::decode(input) {
+        properties::salvage(&(Arc::new(file) as _));
+    }
+}
+
 /// Target `log`: the log alone.
 pub fn log(input: &[u8]) {
     if let Some(file) = input::decode(input) {

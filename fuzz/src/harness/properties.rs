@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vhdxkit::defect::{Defect, Severity};
 use vhdxkit::findings::Findings;
 use vhdxkit::log::{Log, LogState, replay_in_place};
+use vhdxkit::ops::recover::{Fate, Salvage, SalvageOptions};
 use vhdxkit::ops::{check, inspect, timeline};
 use vhdxkit::storage::{Overlay, Storage};
 use vhdxkit::{Error, ErrorKind, ExtentState, Image, OpenOptions};
@@ -30,6 +31,45 @@ pub fn open(file: &Arc<dyn Storage>) {
     }
     if let Err(error) = inspect::inspect_storage(Arc::clone(file)) {
         judge_refusal(&error);
+    }
+}
+
+/// Whatever is left of a file can be looked through; what is had is an image without errors, and no larger than
+/// the file. Of a file that opens, and with which nothing is wrong, blocks that count as intact or absent show
+/// what they show.
+pub fn salvage(file: &Arc<dyn Storage>) {
+    let salvage = match Salvage::read(Arc::clone(file), &SalvageOptions::new(), &mut ()) {
+        Ok(salvage) => salvage,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+            return;
+        }
+    };
+    let report = salvage.report();
+    assert!(report.share() <= 10_000 && report.recovered <= file.len().unwrap() + (1 << 20));
+    let Some(view) = salvage.image().expect("the view opens") else { return };
+    assert_eq!(report.fates.total(), view.geometry().blocks());
+    let found = check::check(Arc::clone(view.storage()), &mut ()).expect("a check goes on");
+    let errors = found.list().iter().filter(|defect| defect.severity() == Severity::Error);
+    assert_eq!(errors.collect::<Vec<_>>(), Vec::<&Defect>::new());
+    let Ok(original) = OpenOptions::new().open_storage(Arc::clone(file)) else { return };
+    let found = check::check(Arc::clone(file), &mut ()).expect("a check goes on");
+    if found.has_problems() || original.geometry().is_differencing() {
+        return;
+    }
+    assert_eq!(view.geometry(), original.geometry());
+    for run in report.fates.runs.iter().take(32) {
+        if !matches!(run.fate, Fate::Intact | Fate::Absent) {
+            continue;
+        }
+        for block in [run.blocks.start, run.blocks.end - 1] {
+            let start = block * u64::from(view.geometry().block_size());
+            let length = (view.virtual_size() - start).min(8192) as usize;
+            let (mut was, mut is) = (vec![0; length], vec![0; length]);
+            original.read_at(start, &mut was).expect("no problem was found");
+            view.read_at(start, &mut is).expect("the view can be read");
+            assert!(was == is, "block {block} is called {}", run.fate.name());
+        }
     }
 }
 

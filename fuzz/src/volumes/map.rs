@@ -186,16 +186,18 @@ impl Changed {
         pages.into_iter().map(|number| number * PAGE as u64).collect()
     }
 
-    fn copy(&self, mut at: u64, mut buf: &mut [u8]) {
-        while !buf.is_empty() {
-            let (number, within) = (at / PAGE as u64, (at % PAGE as u64) as usize);
-            let length = buf.len().min(PAGE - within);
-            let (now, later) = buf.split_at_mut(length);
-            match self.pages.get(&number).or_else(|| self.base.pages.get(&number)) {
-                Some(page) => now.copy_from_slice(&page[within..within + length]),
-                None => now.fill(0),
+    fn copy(&self, at: u64, buf: &mut [u8]) {
+        buf.fill(0);
+        let end = at + buf.len() as u64;
+        // Most of what is read is empty: only pages that exist are looked at.
+        let numbers = at / PAGE as u64..end.div_ceil(PAGE as u64);
+        for pages in [&self.base.pages, &self.pages] {
+            for (number, page) in pages.range(numbers.clone()) {
+                let start = number * PAGE as u64;
+                let (from, to) = (at.max(start), end.min(start + PAGE as u64));
+                buf[(from - at) as usize..(to - at) as usize]
+                    .copy_from_slice(&page[(from - start) as usize..(to - start) as usize]);
             }
-            (at, buf) = (at + length as u64, later);
         }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use vhdxkit::CreateOptions;
 use vhdxkit::format::Guid;
+use vhdxkit::vhd::VhdOptions;
 
 use super::{ContentsArgs, FormatName, ParentArgs, parse_size};
 
-/// The shape of a VHDX to be made. What is not given is Windows' choice, or that of the source.
+/// The shape of an image to be made. What is not given is Windows' choice, or that of the source.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct MakeArgs {
     /// Every block has its place from the start; the file is as large as the disk.
@@ -17,7 +19,8 @@ pub(crate) struct MakeArgs {
     /// Reserve the file's space, so that it has no holes.
     #[arg(long)]
     pub(crate) preallocate: bool,
-    /// Bytes of a block, a power of two from 1M to 256M. Windows takes 32M; 1M suits Linux guests.
+    /// Bytes of a block, a power of two from 1M to 256M. Windows takes 32M; 1M suits Linux guests. Of a VHD
+    /// 512K, 1M or 2M; of qcow2 those of a cluster, 64K without this.
     #[arg(long, value_name = "SIZE", value_parser = parse_size32)]
     pub(crate) block_size: Option<u32>,
     /// The guest's sector size, 512 or 4096.
@@ -35,6 +38,41 @@ pub(crate) struct MakeArgs {
 }
 
 impl MakeArgs {
+    /// These on top of the options of a VHD.
+    pub(crate) fn over_vhd(self, options: VhdOptions) -> VhdOptions {
+        let mut options = options.preallocate(self.preallocate);
+        if let Some(bytes) = self.block_size {
+            options = options.block_size(bytes);
+        }
+        if let Some(id) = self.disk_id {
+            options = options.unique_id(id);
+        }
+        options
+    }
+
+    /// Refuses what a format does not have.
+    pub(crate) fn judge(self, format: TargetFormat) -> anyhow::Result<()> {
+        let sectors = self.logical_sector_size.is_some() || self.physical_sector_size.is_some();
+        match format {
+            TargetFormat::Vhdx => {}
+            TargetFormat::Raw if !self.any() => {}
+            TargetFormat::Raw => {
+                bail!("a raw copy has no block size, sector size, log or identity to choose")
+            }
+            TargetFormat::Vhd if !sectors && self.log_size.is_none() => {}
+            TargetFormat::Vhd => bail!("a VHD has sectors of 512 bytes and no log; take a VHDX"),
+            TargetFormat::Qcow2 => {
+                let shape = Self { block_size: None, ..self };
+                if shape.any() {
+                    bail!(
+                        "of a qcow2 image only the cluster size can be chosen, with --block-size"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// These on top of other options.
     pub(crate) fn over(self, options: CreateOptions) -> CreateOptions {
         let mut options = options.preallocate(self.preallocate);
@@ -79,7 +117,7 @@ pub(super) fn parse_size32(text: &str) -> Result<u32, String> {
 /// Arguments of `create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// The file to make.
+    /// The file to make: a VHD (version 1) when it is named `.vhd` or `.avhd`, else a VHDX.
     pub(crate) image: PathBuf,
     /// Size of the disk: `64G`, `1T`, or bytes. A child has its parent's.
     #[arg(value_parser = parse_size, required_unless_present = "parent", conflicts_with = "parent")]
@@ -132,7 +170,8 @@ pub(crate) struct ConvertArgs {
     /// Format of the source; recognised without this.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) from: Option<FormatName>,
-    /// Format of the copy; by its name without this.
+    /// Format of the copy; by its name without this: `.vhdx`, `.vhd`, `.qcow2`; `.raw`, `.img`, `.bin`, `.dd`,
+    /// `.iso`, a name without an extension, and devices are raw.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Option<TargetFormat>,
     #[command(flatten)]
@@ -151,6 +190,22 @@ pub(crate) enum TargetFormat {
     Raw,
     /// A VHDX image.
     Vhdx,
+    /// A VHD, version 1.
+    Vhd,
+    /// A qcow2 image.
+    Qcow2,
+}
+
+impl TargetFormat {
+    /// The name it goes by.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhdx => "vhdx",
+            Self::Vhd => "vhd",
+            Self::Qcow2 => "qcow2",
+        }
+    }
 }
 
 /// Arguments of `measure`.
@@ -161,6 +216,9 @@ pub(crate) struct MeasureArgs {
     /// Format of the source; recognised without this.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) from: Option<FormatName>,
+    /// Format of the new image or the copy.
+    #[arg(long, value_name = "FORMAT", default_value = "vhdx")]
+    pub(crate) to: TargetFormat,
     #[command(flatten)]
     pub(crate) make: MakeArgs,
     #[command(flatten)]

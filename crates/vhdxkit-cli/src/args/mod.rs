@@ -5,6 +5,7 @@ mod making;
 mod mapping;
 #[cfg(target_os = "linux")]
 mod mounting;
+mod recovering;
 #[cfg(target_os = "linux")]
 mod serving;
 mod space;
@@ -24,6 +25,7 @@ pub(crate) use making::{
 pub(crate) use mapping::MapArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use mounting::{MountArgs, UnmountArgs};
+pub(crate) use recovering::RecoverArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use serving::{PlaceArgs, ServeArgs};
 pub(crate) use space::{CompactArgs, FreeSpaceName, LsArgs};
@@ -35,6 +37,7 @@ Examples:
   vhdx log show disk.vhdx             what the last writer was doing
   vhdx check disk.vhdx                everything that is wrong with it
   vhdx map --html disk.html disk.vhdx a picture of it, on one page
+  vhdx recover broken.vhdx --to new.vhdx  what can be had when it opens no more
   vhdx create disk.vhdx 64G           a new disk
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
   vhdx compact disk.vhdx              the file has grown: give space back
@@ -46,7 +49,7 @@ Examples:
 const TOP_NOTES: &str = "\
 Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes), or 0x hexadecimal.
 
-Exit status: 0 done; 1 failed; 2 wrong usage; 3 `check` found problems, `compare` found differences;
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 `check` found problems, `compare` differences, `recover` losses;
 4 the image is in use; 5 the parent of a checkpoint is missing or another one.";
 
 /// Open, recover, read and write VHDX (Hyper-V) disk images. Never writes to an image unless that is the
@@ -68,21 +71,26 @@ pub(crate) struct Cli {
 /// The sub-commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Tell what an image is: type, sizes, identity, blocks, state of its log.
+    /// Tell what an image is: type, sizes, identity, blocks, state of its log. Of VHDX, VHD, qcow2 and raw.
     #[command(before_help = "\
 Examples:
   vhdx info disk.vhdx
+  vhdx info old.vhd
   vhdx info --chain newest.avhdx         a checkpoint and its parents
   vhdx info --json disk.vhdx | jq .log.state")]
     Info(InfoArgs),
-    /// Verify everything that can be verified by reading. Changes nothing.
+    /// Verify everything that can be verified by reading; mend it only when asked to.
     #[command(before_help = "\
 Examples:
   vhdx check disk.vhdx
+  vhdx check disk.vhdx --repair --dry-run     what a repair would do; nothing is changed
+  vhdx check disk.vhdx --repair               do it; disk.vhdx.undo-<time> is written first
+  vhdx check disk.vhdx --undo disk.vhdx.undo-20260131T235959Z
   vhdx check newest.avhdx                a checkpoint and all of its parents
   vhdx check --json disk.vhdx | jq -r '.findings[].code'
 
-Exit status: 0 no problem, 3 problems found, 1 the file could not be read, 4 it is in use.")]
+Exit status: 0 no problem, 3 problems found (after a repair: left), 1 the file could not be read or written, \
+4 it is in use.")]
     Check(CheckArgs),
     /// Look at the metadata log, take it apart, replay it.
     #[command(
@@ -127,6 +135,8 @@ Examples:
   vhdx create disk.vhdx 64G --block-size 1M       small blocks, for Linux
   vhdx create disk.vhdx 20G --fixed --preallocate all of its space taken now
   vhdx create work.avhdx --parent disk.vhdx       a child of disk.vhdx
+  vhdx create azure.vhd 30G --fixed               a VHD, as Azure takes it
+  vhdx create work.vhd --parent disk.vhd          a child of a VHD
 
 Hyper-V refuses files that are sparse on NTFS, compressed or encrypted. A dynamic disk is sparse only \
 while it is being written here; --preallocate makes a file that has no holes at all.")]
@@ -147,10 +157,11 @@ Examples:
   vhdx resize disk.vhdx 100G      this size
   vhdx resize disk.vhdx +20G      larger by that much
   vhdx resize disk.vhdx -- -5G    smaller by that much
+  vhdx resize disk.vhdx min       as small as what it holds allows
 
 A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force. \
-After growing, enlarge the partition and its file system inside the guest. `min`, the smallest size \
-that holds everything, comes with compaction.")]
+After growing, enlarge the partition and its file system inside the guest. `min` keeps every partition, \
+file system and byte that is not zero: shrink those in the guest first.")]
     Resize(ResizeArgs),
     /// Give back the space that a disk holds without need: the file becomes shorter.
     #[command(before_help = "\
@@ -199,7 +210,7 @@ Examples:
   vhdx set copy.vhdx --new-disk-id                 a copy beside its source
   vhdx set disk.vhdx --physical-sector-size 512")]
     Set(SetArgs),
-    /// Copy a disk to another format or shape: raw and VHDX, either way round.
+    /// Copy a disk to another format or shape: VHDX, VHD (version 1), qcow2 and raw, any way round.
     #[command(before_help = "\
 Examples:
   vhdx convert disk.vhdx disk.raw                a sparse raw file
@@ -208,6 +219,14 @@ Examples:
   vhdx convert old.vhdx new.vhdx --block-size 1M another block size
   vhdx convert newest.avhdx flat.vhdx            a checkpoint as one disk
   vhdx convert disk.vhdx fixed.vhdx --fixed --preallocate
+  vhdx convert disk.vhdx azure.vhd --fixed       what Azure takes
+  vhdx convert old.vhd new.vhdx                  from Virtual PC or Azure
+  vhdx convert disk.vhdx disk.qcow2              for QEMU
+
+Azure wants a VHD that is fixed and whose size is a multiple of 1 MiB: --fixed with a VHD rounds the size \
+up to that, and says so. A source's format is recognised by its contents; the guest of a raw disk can \
+write what looks like another format, so say `--from raw` when you know it. No parent is opened but in \
+its child's format and where --parents allows it; a qcow2 image over a backing file is refused.
 
 A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the \
 copy. The copy appears under its name only when it is complete; a command that was killed may leave a \
@@ -219,12 +238,13 @@ copy. The copy appears under its name only when it is complete; a command that w
 Examples:
   vhdx measure 64G --fixed
   vhdx measure disk.raw --block-size 1M
+  vhdx measure disk.vhdx --to vhd --fixed
   vhdx measure --json disk.vhdx | jq .required
 
 A copy is judged by where its source says that it holds data, which is not read: what is stored but \
 zero will make the copy smaller than this.")]
     Measure(MeasureArgs),
-    /// Compare what two disks show the guest. VHDX and raw, either way round.
+    /// Compare what two disks show the guest. VHDX, VHD, qcow2 and raw, any way round.
     #[command(before_help = "\
 Examples:
   vhdx compare disk.vhdx disk.raw
@@ -281,6 +301,26 @@ Examples:
 A mount that is used is not taken away: what uses it is named, and how to end that."
     )]
     Unmount(UnmountArgs),
+    /// Salvage a disk whose file cannot be opened any more, into a new file. The damaged file is only read.
+    #[command(before_help = "\
+Examples:
+  cp --sparse=always broken.vhdx copy.vhdx        first of all: work on a copy
+  vhdx recover copy.vhdx                          what can be had, nothing is written
+  vhdx recover copy.vhdx --to new.vhdx            and had
+  vhdx recover copy.vhdx --to new.vhdx --block-size 32M --size 127G
+  vhdx recover copy.avhdx --to flat.vhdx --parent base.vhdx
+
+If you have just lost a disk: stop everything that writes to it, copy the file, and run this on the copy. Headers, \
+region tables, metadata and block table may be gone, the log broken, the end cut off: what says the same \
+thing elsewhere is used, old entries of the log included. Nothing is guessed without saying so.
+
+What became of each block: intact (the table names it), log (the log's newest word does), older (an image \
+of the table that may be out of date does), guessed (by an inferred size or order), cut (behind the end of \
+the file), absent (nothing was stored), lost. What is lost reads zeros.
+
+Exit status: 0 all of the disk was had; 3 something is lost, cut, or not certain; 1 failed; 4 the file is in \
+use; 5 a parent is missing.")]
+    Recover(RecoverArgs),
     /// Print a completion script for a shell.
     #[command(before_help = "\
 Examples:
@@ -308,6 +348,7 @@ impl Command {
                 "the guest's data; if the file was changed at all, replaying again completes it"
             }
             Self::Convert(_) => "the image; no unfinished copy was left behind",
+            Self::Recover(_) => "the damaged file; no unfinished image was left behind",
             Self::Create(_) => "any file; no unfinished image was left behind",
             Self::Write(_) => {
                 "anything outside of the range; what earlier flushes made durable is safe"
@@ -318,6 +359,13 @@ impl Command {
             Self::Resize(_) => "the guest's data; the disk has its old size or the new one",
             Self::Merge(_) => {
                 "what the child shows: it finds its parent, and merging again goes on where this stopped"
+            }
+            Self::Check(args) if args.mend.undo.is_some() => {
+                "any other file; if the image was changed at all, the same command goes on where this stopped"
+            }
+            Self::Check(args) if args.mend.repair && !args.mend.dry_run => {
+                "anything that was not named; if the image was changed at all, repairing again completes it, and \
+                 its undo file restores it"
             }
             Self::Relink(_) | Self::Set(_) => "the guest's data",
             #[cfg(target_os = "linux")]
@@ -418,6 +466,9 @@ pub(crate) struct InfoArgs {
     /// Tell of the parents, too, child first.
     #[arg(long)]
     pub(crate) chain: bool,
+    /// Format of the file; recognised without this.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<FormatName>,
     /// Count the blocks even where that means reading a very large table.
     #[arg(long)]
     pub(crate) count_blocks: bool,
@@ -430,6 +481,38 @@ pub(crate) struct CheckArgs {
     pub(crate) image: ImageArgs,
     #[command(flatten)]
     pub(crate) parents: ParentArgs,
+    #[command(flatten)]
+    pub(crate) mend: MendArgs,
+}
+
+/// How `check` mends an image, and takes it back.
+#[derive(Debug, Args)]
+pub(crate) struct MendArgs {
+    /// Mend what can be mended without a guess, in this image only, not in its parents.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Only say what a repair would do.
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
+    /// Give up a log that cannot be replayed, if the file is consistent without it.
+    #[arg(long, requires = "repair")]
+    pub(crate) discard_log: bool,
+    /// Let blocks read as zeros whose contents are not in the file any more; give up log entries that
+    /// cannot be reached.
+    #[arg(long, requires = "repair")]
+    pub(crate) allow_data_loss: bool,
+    /// Which of two headers counts that contradict each other.
+    #[arg(long, value_name = "1|2", requires = "repair", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub(crate) use_header: Option<u8>,
+    /// Write no undo file. What is written over is gone for good.
+    #[arg(long, requires = "repair")]
+    pub(crate) no_undo: bool,
+    /// Take a repair back: the undo file that it has written.
+    #[arg(long, value_name = "FILE", conflicts_with = "repair")]
+    pub(crate) undo: Option<PathBuf>,
+    /// Take it back although the image was written since. What was written then is lost.
+    #[arg(long, requires = "undo")]
+    pub(crate) force: bool,
 }
 
 /// Arguments of `log replay`.
@@ -528,6 +611,10 @@ pub(crate) enum FormatName {
     Vhdx,
     /// The disk's bytes, nothing else.
     Raw,
+    /// A VHD, version 1.
+    Vhd,
+    /// A qcow2 image without a backing file.
+    Qcow2,
 }
 
 impl From<FormatName> for DiskFormat {
@@ -535,6 +622,8 @@ impl From<FormatName> for DiskFormat {
         match name {
             FormatName::Vhdx => Self::Vhdx,
             FormatName::Raw => Self::Raw,
+            FormatName::Vhd => Self::Vhd,
+            FormatName::Qcow2 => Self::Qcow2,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `vhdx convert`: raw and VHDX, either way round.
+//! `vhdx convert`: VHDX, VHD, qcow2 and raw, any way round.
 
 use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -6,11 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use vhdxkit::Image;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
 use vhdxkit::ops::export::{ExportReport, Target, to_storage, to_stream};
-use vhdxkit::ops::import::{options_for, to_vhdx};
+use vhdxkit::ops::import::{ImportReport, options_for, to_vhdx};
+use vhdxkit::ops::import_vhd::to_vhd;
 use vhdxkit::storage::FileStorage;
+use vhdxkit::vhd::{Vhd, VhdOptions};
+use vhdxkit::view::geometry::DiskType;
 
 use super::{Context, new_file};
 use crate::args::{ConvertArgs, TargetFormat, warn};
@@ -38,6 +40,8 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     let done = match format {
         TargetFormat::Vhdx => to_image(&source, args, existing.as_ref(), &mut bar),
         TargetFormat::Raw => to_raw(&source, args, existing.as_ref(), &mut bar),
+        TargetFormat::Vhd => to_version_1(&source, args, existing.as_ref(), &mut bar),
+        TargetFormat::Qcow2 => to_qcow2(&source, args, existing.as_ref(), &mut bar),
     };
     let done = done.with_context(failed)?;
     drop(bar);
@@ -47,6 +51,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     if context.json {
         return print_json(&json!({
             "changed": true,
+            "format": format.name(),
             "bytes_before": before,
             "bytes_after": done.file_size,
             "virtual_size": done.virtual_size,
@@ -58,12 +63,18 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     let (file, stored) = (size(done.file_size), size(done.written));
     match format {
         TargetFormat::Raw => writeln!(io::stdout(), "{name}: {file} raw, {stored} of it stored")?,
-        TargetFormat::Vhdx => {
+        _ => {
             let (disk, more) = (size(done.virtual_size), done.virtual_size - source.size());
             let mut out = io::stdout().lock();
             writeln!(out, "{name}: a disk of {disk} in a file of {file}, {stored} stored")?;
             if more > 0 {
-                writeln!(out, "  {more} bytes longer than its source, to make whole sectors")?;
+                let unit = match format {
+                    TargetFormat::Vhd if done.virtual_size % (1 << 20) == 0 => {
+                        "mebibytes, as Azure wants them"
+                    }
+                    _ => "sectors",
+                };
+                writeln!(out, "  {more} bytes longer than its source, to make whole {unit}")?;
             }
         }
     }
@@ -75,22 +86,31 @@ fn target_format(args: &ConvertArgs) -> anyhow::Result<TargetFormat> {
     let format = match (args.to, extension.as_deref()) {
         (Some(format), _) => format,
         (None, Some("vhdx")) => TargetFormat::Vhdx,
-        (None, Some("avhdx")) => {
-            bail!("a checkpoint (.avhdx) cannot be the target of a copy; name it .vhdx")
-        }
-        (None, Some(other @ ("vhd" | "qcow2" | "vmdk" | "vdi"))) => {
+        (None, Some("vhd")) => TargetFormat::Vhd,
+        (None, Some("qcow2")) => TargetFormat::Qcow2,
+        (None, Some("avhdx" | "avhd")) => {
             bail!(
-                "this version writes raw and VHDX, not {other}; pass --to to use that name anyway"
+                "a checkpoint (.avhdx, .avhd) cannot be the target of a copy; name it .vhdx or .vhd"
             )
         }
-        (None, _) => TargetFormat::Raw,
+        (None, Some(other @ ("vmdk" | "vdi"))) => {
+            bail!(
+                "this version writes VHDX, VHD, qcow2 and raw, not {other}; pass --to to use that name anyway"
+            )
+        }
+        (None, Some("raw" | "img" | "bin" | "dd" | "iso") | None) => TargetFormat::Raw,
+        // Devices, pipes and /dev/null take bytes whatever their name is.
+        (None, Some(_)) if std::fs::metadata(&args.target).is_ok_and(|meta| !meta.is_file()) => {
+            TargetFormat::Raw
+        }
+        (None, Some(other)) => bail!(
+            "the name .{other} does not say which format the copy is to have; pass --to vhdx, vhd, qcow2 or raw"
+        ),
     };
     if args.target.as_os_str() == "-" && format != TargetFormat::Raw {
-        bail!("only raw bytes can be streamed: a VHDX is not written from front to back");
+        bail!("only raw bytes can be streamed: an image is not written from front to back");
     }
-    if format == TargetFormat::Raw && args.make.any() {
-        bail!("a raw copy has no block size, sector size, log or identity to choose");
-    }
+    args.make.judge(format)?;
     Ok(format)
 }
 
@@ -104,11 +124,15 @@ fn judge(args: &ConvertArgs) -> anyhow::Result<Option<Metadata>> {
 fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
     let format = args.from.map(DiskFormat::from);
     let disk = Disk::open_with(&args.source, format, &args.open.options())?;
-    match &disk {
-        Disk::Vhdx(image) => warn(&args.source, image),
-        Disk::Raw { .. } => {}
+    if let Disk::Vhdx(image) = &disk {
+        warn(&args.source, image);
     }
     Ok(disk)
+}
+
+/// Whether a VHD is a fixed one.
+pub(super) fn is_fixed(disk: &Vhd) -> bool {
+    disk.disk_type() == DiskType::Fixed
 }
 
 pub(super) fn same_file(a: &Path, b: &Path) -> bool {
@@ -149,12 +173,60 @@ fn to_image(
     let report = new_file::make(&args.target, args.force, existing, |file| {
         to_vhdx(source, file, &options, bar)
     })?;
-    Ok(Done {
-        virtual_size: report.virtual_size,
-        file_size: report.file_size,
-        read: report.read,
-        written: report.written,
-    })
+    Ok(report.into())
+}
+
+fn to_version_1(
+    source: &Disk,
+    args: &ConvertArgs,
+    existing: Option<&Metadata>,
+    bar: &mut Bar,
+) -> anyhow::Result<Done> {
+    if existing.is_some_and(|meta| !meta.is_file()) {
+        bail!("{} is no file", args.target.display());
+    }
+    // A fixed disk is as long as its source where that is allowed, and a VHD stays what it is.
+    let fixed = args.make.fixed || matches!(source, Disk::Vhd(disk) if is_fixed(disk));
+    let options = args.make.over_vhd(VhdOptions::for_copy(source.size(), fixed));
+    let report = new_file::make(&args.target, args.force, existing, |file| {
+        to_vhd(source, file, &options, bar)
+    })?;
+    Ok(report.into())
+}
+
+#[cfg(feature = "qcow2")]
+fn to_qcow2(
+    source: &Disk,
+    args: &ConvertArgs,
+    existing: Option<&Metadata>,
+    bar: &mut Bar,
+) -> anyhow::Result<Done> {
+    use vhdxkit::ops::import_qcow2::{DEFAULT_CLUSTER_SIZE, to_qcow2};
+
+    if existing.is_some_and(|meta| !meta.is_file()) {
+        bail!("{} is no file", args.target.display());
+    }
+    let cluster = args.make.block_size.unwrap_or(DEFAULT_CLUSTER_SIZE);
+    let report = new_file::make(&args.target, args.force, existing, |file| {
+        to_qcow2(source, file, cluster, bar)
+    })?;
+    Ok(report.into())
+}
+
+#[cfg(not(feature = "qcow2"))]
+fn to_qcow2(_: &Disk, _: &ConvertArgs, _: Option<&Metadata>, _: &mut Bar) -> anyhow::Result<Done> {
+    bail!("this program was built without qcow2")
+}
+
+impl From<ImportReport> for Done {
+    fn from(report: ImportReport) -> Self {
+        Self {
+            virtual_size: report.virtual_size,
+            file_size: report.file_size,
+            read: report.read,
+            written: report.written,
+        }
+    }
 }
 
 fn to_raw(
@@ -163,9 +235,6 @@ fn to_raw(
     existing: Option<&Metadata>,
     bar: &mut Bar,
 ) -> anyhow::Result<Done> {
-    let Disk::Vhdx(source) = source else {
-        bail!("it is no VHDX file, and a raw copy of raw bytes is what `cp --sparse=always` makes");
-    };
     let report = if args.target.as_os_str() == "-" {
         if io::stdout().is_terminal() {
             bail!("the disk is binary; send it into a pipe or a file");
@@ -189,7 +258,7 @@ fn to_raw(
 
 /// A device takes the bytes as they come; pipes and /dev/null as a stream.
 fn to_device(
-    source: &Image,
+    source: &Disk,
     args: &ConvertArgs,
     meta: &Metadata,
     bar: &mut Bar,

@@ -12,6 +12,10 @@ use crate::args::CreateArgs;
 use crate::console::{print_json, size, stop_on_signal};
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
+    let extension = args.image.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if ["vhd", "avhd"].iter().any(|name| extension.eq_ignore_ascii_case(name)) {
+        return super::create_vhd::run(args, context);
+    }
     let failed = || format!("cannot create {}", args.image.display());
     let options = match &args.parent {
         Some(parent) => CreateOptions::child_of(&Image::open(parent)?).with_context(failed)?,

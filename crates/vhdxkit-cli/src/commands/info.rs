@@ -4,15 +4,23 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 use vhdxkit::log::LogState;
+use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::ops::inspect::{BlockCounts, count_blocks};
 use vhdxkit::{Image, OpenOptions};
 
-use super::Context;
+use super::{Context, info_other};
 use crate::args::{InfoArgs, open_as_far_as_possible};
 use crate::console::{count, print_json, size};
 
 pub(crate) fn run(args: &InfoArgs, context: Context) -> anyhow::Result<()> {
     let path = &args.image.image;
+    let format = match args.from {
+        Some(format) => DiskFormat::from(format),
+        None => DiskFormat::recognise(path).map_err(|e| e.named(path))?,
+    };
+    if format != DiskFormat::Vhdx {
+        return info_other::run(args, format, context);
+    }
     // A log that cannot be replayed is told, not refused.
     let options = OpenOptions::new().force_share(args.image.open.force_share).without_log(true);
     let (image, alone) = open_as_far_as_possible(args.parents.over(options), path)?;
@@ -70,6 +78,7 @@ fn as_json(image: &Image, blocks: Option<&BlockCounts>) -> Value {
     });
     json!({
         "path": path,
+        "format": "vhdx",
         "type": geometry.disk_type().name(),
         "virtual_size": geometry.virtual_size(),
         "file_size": image.file_size(),

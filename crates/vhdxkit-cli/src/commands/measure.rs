@@ -5,17 +5,20 @@ use std::io::{self, Write};
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhdxkit::CreateOptions;
-use vhdxkit::ops::disk::{Disk, DiskFormat};
+use vhdxkit::ops::disk::{Disk, DiskFormat, Source};
 use vhdxkit::ops::import::options_for;
-use vhdxkit::ops::measure::measure;
+use vhdxkit::ops::measure::{Measure, measure, measure_qcow2, measure_vhd};
+use vhdxkit::vhd::VhdOptions;
 
 use super::Context;
-use crate::args::{MeasureArgs, parse_size};
+use super::convert::is_fixed;
+use crate::args::{MeasureArgs, TargetFormat, parse_size};
 use crate::console::{print_json, size};
 
 pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
     let as_size = args.source.to_str().and_then(|text| parse_size(text).ok());
     let failed = || format!("cannot measure {}", args.source.display());
+    args.make.judge(args.to)?;
     let (options, source) = match as_size.filter(|_| !args.source.exists()) {
         Some(bytes) => (CreateOptions::new(bytes), None),
         None if !args.source.exists() => {
@@ -30,7 +33,22 @@ pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
             (options_for(&disk), Some(disk))
         }
     };
-    let measured = measure(&args.make.over(options), source.as_ref()).with_context(failed)?;
+    let bytes = source.as_ref().map_or(options.virtual_size(), Disk::size);
+    let disk = source.as_ref().map(|disk| disk as &dyn Source);
+    let measured = match args.to {
+        TargetFormat::Vhdx => measure(&args.make.over(options), disk),
+        TargetFormat::Raw => Ok(Measure { required: bytes, fully_allocated: bytes }),
+        TargetFormat::Vhd => {
+            let fixed =
+                args.make.fixed || matches!(&source, Some(Disk::Vhd(disk)) if is_fixed(disk));
+            measure_vhd(&args.make.over_vhd(VhdOptions::for_copy(bytes, fixed)), disk)
+        }
+        TargetFormat::Qcow2 => {
+            let cluster = args.make.block_size.unwrap_or(64 << 10);
+            measure_qcow2(bytes.next_multiple_of(512), cluster, disk)
+        }
+    };
+    let measured = measured.with_context(failed)?;
     if context.json {
         return print_json(&json!({
             "required": measured.required,

@@ -10,9 +10,11 @@ mod compact;
 mod compare;
 mod convert;
 mod create;
+mod create_vhd;
 mod dump;
 mod generate;
 mod info;
+mod info_other;
 mod log_extract;
 mod log_replay;
 mod log_show;
@@ -25,7 +27,9 @@ mod merge;
 mod mount;
 mod new_file;
 mod read;
+mod recover;
 mod relink;
+mod repair;
 mod resize;
 #[cfg(target_os = "linux")]
 mod serve;
@@ -62,6 +66,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Map(args) => map::run(&args, context),
         Command::Dump(args) => dump::run(&args, context).map(done),
         Command::Read(args) => read::run(&args).map(done),
+        Command::Recover(args) => recover::run(&args, context),
         Command::Create(args) => create::run(&args, context).map(done),
         Command::Write(args) => write::run(&args, context).map(done),
         Command::Resize(args) => resize::run(&args, context).map(done),

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::json;
 use vhdxkit::ops::partitions::{end_of_last, whole_disk_file_system};
+use vhdxkit::ops::smallest::smallest_size;
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
@@ -55,17 +56,18 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
 /// The size to be, unless it is none or cuts a partition.
 fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
     let old = image.virtual_size();
-    let new = wanted(&args.size, old)?;
+    let new = wanted(&args.size, image)?;
     if new < old && !args.force {
         require_whole_partitions(image, new)?;
     }
     Ok(new)
 }
 
-fn wanted(text: &str, old: u64) -> anyhow::Result<u64> {
+fn wanted(text: &str, image: &Image) -> anyhow::Result<u64> {
+    let old = image.virtual_size();
     let parse = |text: &str| parse_size(text).map_err(|e| anyhow!(e));
     if text == "min" {
-        bail!("the smallest size (min) comes with compaction; give a size");
+        return Ok(smallest_size(image, &mut ())?);
     }
     let size = if let Some(more) = text.strip_prefix('+') {
         old.checked_add(parse(more)?)

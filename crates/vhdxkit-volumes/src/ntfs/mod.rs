@@ -5,7 +5,10 @@
 //! Nothing more is read: a survey costs the bitmap and some hundred kilobytes.
 //!
 //! At rest means: no flag of `$Volume` speaks of unfinished business, `$LogFile` is closed, no Windows
-//! hibernates on it; and no shadow copies live on it, which need what the bitmap calls free.
+//! hibernates on it. A volume with shadow copies is not surveyed: they need what the bitmap calls free.
+//!
+//! A volume that NTFS-3G has mounted cannot be told from one at rest: that driver leaves no mark while it
+//! works. Windows does, in the log.
 //!
 //! In good order means: every structure that is read is whole by its update sequence, `$MFT` agrees with its
 //! mirror, the files read lie in clusters of their own, and those are in use in the bitmap.
@@ -32,6 +35,7 @@ const PIECE: u64 = 1 << 20;
 
 pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let geometry = Geometry::read(window)?;
+    volume::refuse_shadow_copies(window)?;
     let mft = Mft::open(window, geometry)?;
     let file = |number, what| mft.file(what, &mft.record(number)?);
     let mirror = file(1, "$MFTMirr")?;
@@ -53,14 +57,12 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     }
     own.judge(&free)?;
 
-    let unclean = [
-        hibernation::unclean(&mft)?,
-        volume.unclean,
-        logfile::unclean(&mft, &log)?,
-        volume::shadow_copies(window)?,
-    ];
+    let hibernates = hibernation::unclean(&mft)?;
+    let asleep = hibernates.is_some();
+    let unclean = [hibernates, volume.unclean, logfile::unclean(&mft, &log)?];
     let unclean: Vec<String> = unclean.into_iter().flatten().collect();
     Ok(Survey {
+        asleep,
         name: "NTFS",
         label: volume.label,
         length: geometry.length,

@@ -2,7 +2,7 @@
 
 use super::mft::Mft;
 use super::record::{VOLUME_INFORMATION, VOLUME_NAME};
-use crate::bytes::{u8_at, u16_at, u64_at};
+use crate::bytes::{u8_at, u16_at, u64_at, utf16};
 use crate::{Trouble, Window};
 
 const VOLUME: u64 = 3;
@@ -43,8 +43,7 @@ impl Volume {
             }
         }
         let name = value(VOLUME_NAME)?.unwrap_or_default();
-        let units: Vec<u16> = name.chunks_exact(2).map(|unit| u16_at(unit, 0)).collect();
-        let label = printable(&String::from_utf16_lossy(&units));
+        let label = utf16(&name);
         Ok(Self { label, unclean: unfinished(u16_at(&information, 10)) })
     }
 }
@@ -58,10 +57,6 @@ fn unfinished(flags: u16) -> Option<String> {
     }
 }
 
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
 /// Where shadow copies keep their header, and how it begins.
 const SHADOW_HEADER: u64 = 0x1E00;
 const SHADOW_IDENTIFIER: [u8; 16] = [
@@ -69,20 +64,21 @@ const SHADOW_IDENTIFIER: [u8; 16] = [
 ];
 
 /// Shadow copies: clusters that were in use when one was made, and are free now, hold what it shows until
-/// they are written again. The bitmap knows nothing of that.
-pub(super) fn shadow_copies(window: &Window<'_>) -> Result<Option<String>, Trouble> {
+/// they are written again. The bitmap knows nothing of that, and nobody can say so for it.
+pub(super) fn refuse_shadow_copies(window: &Window<'_>) -> Result<(), Trouble> {
     let end = SHADOW_HEADER.saturating_add(512);
     if window.size() < end {
-        return Ok(None);
+        return Ok(());
     }
     let header = window.read("the header of shadow copies", SHADOW_HEADER, 512)?;
-    if !header.starts_with(&SHADOW_IDENTIFIER) {
-        return Ok(None);
-    }
     let catalog = u64_at(&header, 0x30);
     let kept_elsewhere = header.get(0x40..0x50) != header.get(0x50..0x60);
-    let why = "it has shadow copies, which live in clusters that count as free";
-    Ok((catalog != 0 || kept_elsewhere).then(|| why.to_owned()))
+    match header.starts_with(&SHADOW_IDENTIFIER) && (catalog != 0 || kept_elsewhere) {
+        false => Ok(()),
+        true => Err(Trouble::not_known(
+            "it has shadow copies, which live in clusters that count as free",
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Real file systems for the tests: made, filled and judged by their own tools.
 #![allow(dead_code, unreachable_pub)] // each test uses what it needs
 
+pub mod ext;
+pub mod xfs;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -20,11 +20,11 @@ use super::policy::{ParentPolicy, Parents, Reading};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    write: bool,
-    force_share: bool,
+    pub(super) write: bool,
+    pub(super) force_share: bool,
     without_log: bool,
     seed: Option<u64>,
-    parents: Parents,
+    pub(super) parents: Parents,
 }
 
 impl OpenOptions {
@@ -197,7 +197,7 @@ impl OpenOptions {
         Ok(image)
     }
 
-    fn reading(&self) -> Reading {
+    pub(super) fn reading(&self) -> Reading {
         let log = if self.without_log { DirtyLog::MayBeInvalid } else { DirtyLog::MustReplay };
         Reading { force_share: self.force_share, log }
     }

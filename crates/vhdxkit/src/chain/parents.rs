@@ -8,25 +8,53 @@ use std::sync::Arc;
 use same_file::Handle;
 
 use crate::error::{Looked, ParentProblem, Repr};
+use crate::format::Guid;
 use crate::format::limits::MAX_CHAIN_LENGTH;
 use crate::image::folder_of;
-use crate::image::open_layer;
 use crate::storage::{FileStorage, OpenMode};
 use crate::view::locator::ParentLocator;
 use crate::{Error, ErrorKind, Image, Result};
 
 use super::policy::{ParentPolicy, Parents, Reading};
-use super::search::{identity, images_in};
+use super::search::identity;
 use super::{beneath, place};
 
+/// What a chain is made of: images of one format. A parent is opened as its child's format and no other.
+pub(super) trait Layer: Sized {
+    /// How files of the format are named.
+    const NAMES: place::Names;
+    /// What the format calls an identity.
+    const IDENTITY: &'static str;
+
+    /// Opens a file, without its parent.
+    fn open(file: Arc<FileStorage>, reading: Reading) -> Result<Self>;
+    /// Whether it is a child.
+    fn has_parent(&self) -> bool;
+    /// Where it lies.
+    fn file_path(&self) -> Option<&Path>;
+    /// Where its parent lies.
+    fn places(&self) -> Option<&ParentLocator>;
+    /// The identities of which its parent must have one.
+    fn wanted(&self) -> Vec<Guid>;
+    /// Says why a disk cannot be the parent.
+    fn judge(&self, parent: &Self, ignore_id: bool) -> Result<(), String>;
+    /// The same with a place.
+    fn lying_at(self, path: &Path) -> Self;
+    /// The same with its parent.
+    fn with_parent(self, parent: Self) -> Self;
+    /// Files in a folder with one of these identities. A folder that cannot be read has nothing to add to an
+    /// error.
+    fn search(folder: &Path, wanted: &[Guid]) -> Vec<PathBuf>;
+}
+
 /// Opens the parents of an image as the caller says, and gives the image with its chain.
-pub(super) fn attach(parents: &Parents, reading: Reading, child: Image) -> Result<Image> {
+pub(super) fn attach<L: Layer>(parents: &Parents, reading: Reading, child: L) -> Result<L> {
     let mut files = Vec::new();
     // A file that cannot be compared with others cannot close a circle either: depth still ends it.
-    files.extend(child.path().and_then(|path| Handle::from_path(path).ok()));
+    files.extend(child.file_path().and_then(|path| Handle::from_path(path).ok()));
     let mut layers = vec![child];
     while let Some(last) = layers.last()
-        && last.geometry().is_differencing()
+        && last.has_parent()
     {
         let mut finder =
             Finder { parents, reading, child: last, files: &mut files, looked: Vec::new() };
@@ -40,10 +68,10 @@ pub(super) fn attach(parents: &Parents, reading: Reading, child: Image) -> Resul
             None => break,
         }
     }
-    let mut below: Option<Image> = None;
+    let mut below: Option<L> = None;
     for layer in layers.into_iter().rev() {
         below = Some(match below {
-            Some(parent) => layer.over(parent),
+            Some(parent) => layer.with_parent(parent),
             None => layer,
         });
     }
@@ -71,18 +99,18 @@ pub(crate) fn judge(child: &Image, parent: &Image, ignore_id: bool) -> Result<()
 type Opener<'a> = &'a dyn Fn(&Path) -> io::Result<File>;
 
 /// The search for one parent.
-struct Finder<'a> {
+struct Finder<'a, L> {
     parents: &'a Parents,
     reading: Reading,
-    child: &'a Image,
+    child: &'a L,
     /// The files of the chain so far.
     files: &'a mut Vec<Handle>,
     looked: Vec<Looked>,
 }
 
-impl Finder<'_> {
+impl<L: Layer> Finder<'_, L> {
     /// The parent of the `number`-th image of the chain; `None` when the policy opens none.
-    fn find(&mut self, number: usize) -> Result<Option<Image>> {
+    fn find(&mut self, number: usize) -> Result<Option<L>> {
         if let Some(path) = self.parents.named.get(number) {
             let path = path.clone();
             let opened = open_named(&path);
@@ -91,7 +119,7 @@ impl Finder<'_> {
                 None => Err(self.problem("the parent that was named cannot be used")),
             };
         }
-        let (Some(locator), Some(child)) = (self.child.parent_locator(), self.child.path()) else {
+        let (Some(locator), Some(child)) = (self.child.places(), self.child.file_path()) else {
             return Ok(None);
         };
         let said: Vec<PathBuf> =
@@ -101,12 +129,15 @@ impl Finder<'_> {
             ParentPolicy::Deny => return Ok(None),
             ParentPolicy::Beneath(folder) => {
                 beneath = Beneath::of(folder, child);
-                (said.iter().map(|path| beneath.place(path)).collect(), &|path| beneath.open(path))
+                (said.iter().map(|path| beneath.place(path)).collect(), &|path| {
+                    beneath.open(path, &L::NAMES)
+                })
             }
             ParentPolicy::Follow => {
                 let folder = folder_of(child);
                 let beside = said.iter().map(|path| tidy(&folder.join(path)));
-                (beside.chain(place::absolute(locator)).collect(), &place::open_image)
+                let open: Opener<'_> = &|path| place::open_image(path, &L::NAMES);
+                (beside.chain(place::absolute(locator)).collect(), open)
             }
         };
         places.dedup();
@@ -123,14 +154,14 @@ impl Finder<'_> {
     }
 
     /// Opens a candidate; `None`, and a note of why, when it is not the parent.
-    fn take(&mut self, path: &Path, opened: io::Result<File>) -> Result<Option<Image>> {
+    fn take(&mut self, path: &Path, opened: io::Result<File>) -> Result<Option<L>> {
         let outcome = match opened {
             Ok(file) => self.judged(path, file)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err("no such file".to_owned()),
             Err(error) => Err(error.to_string()),
         };
         match outcome {
-            Ok(image) => Ok(Some(image.at(path))),
+            Ok(image) => Ok(Some(image.lying_at(path))),
             Err(found) => {
                 self.looked.push(Looked { path: path.to_path_buf(), found });
                 Ok(None)
@@ -138,7 +169,7 @@ impl Finder<'_> {
         }
     }
 
-    fn judged(&mut self, path: &Path, file: File) -> Result<Result<Image, String>> {
+    fn judged(&mut self, path: &Path, file: File) -> Result<Result<L, String>> {
         let handle = file.try_clone().and_then(Handle::from_file);
         let handle =
             handle.map_err(|e| Error::io_whole("cannot look at the file", e).in_file(path))?;
@@ -148,14 +179,14 @@ impl Finder<'_> {
             ));
         }
         let mode = OpenMode::ReadOnly { force_share: self.reading.force_share };
-        let image = FileStorage::take(file, mode)
-            .and_then(|file| open_layer(Arc::new(file), self.reading.log));
+        let image =
+            FileStorage::take(file, mode).and_then(|file| L::open(Arc::new(file), self.reading));
         let image = match image {
             Ok(image) => image,
             Err(error) if error.kind() == ErrorKind::Io => return Err(error.in_file(path)),
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let judged = judge(self.child, &image, self.parents.ignore_id);
+        let judged = self.child.judge(&image, self.parents.ignore_id);
         if judged.is_ok() {
             self.files.push(handle);
         }
@@ -163,27 +194,26 @@ impl Finder<'_> {
     }
 
     fn problem(&mut self, what: impl Into<String>) -> Error {
-        let expected = self.child.wanted_parents();
-        let found = match (&self.parents.policy, self.child.path()) {
+        let expected = self.child.wanted();
+        let found = match (&self.parents.policy, self.child.file_path()) {
             (ParentPolicy::Follow, Some(child)) => self.search(child, &expected),
             _ => Vec::new(),
         };
         Error::new(Repr::Parent(ParentProblem {
             what: what.into(),
-            child: self.child.path().map(Path::to_path_buf).unwrap_or_default(),
+            child: self.child.file_path().map(Path::to_path_buf).unwrap_or_default(),
             expected,
+            identity: L::IDENTITY,
             looked: std::mem::take(&mut self.looked),
             found,
         }))
     }
 
     /// Images with the identity of the parent, in the child's folder and those the user has named.
-    fn search(&self, child: &Path, expected: &[crate::format::Guid]) -> Vec<PathBuf> {
+    fn search(&self, child: &Path, expected: &[Guid]) -> Vec<PathBuf> {
         let folder = folder_of(child);
         let folders = std::iter::once(folder).chain(self.parents.searched.iter().cloned());
-        // A folder that cannot be read has nothing to add to an error.
-        let images = folders.filter_map(|folder| images_in(&folder).ok()).flatten();
-        images.filter(|image| expected.contains(&image.data_write_guid)).map(|i| i.path).collect()
+        folders.flat_map(|folder| L::search(&folder, expected)).collect()
     }
 }
 
@@ -218,10 +248,10 @@ impl<'a> Beneath<'a> {
     }
 
     /// Opens such a place. Missing and forbidden read alike.
-    fn open(&self, place: &Path) -> io::Result<File> {
+    fn open(&self, place: &Path, names: &place::Names) -> io::Result<File> {
         let inside = place.strip_prefix(self.folder).ok().filter(|inside| {
             self.own.is_some()
-                && place::is_image_name(inside)
+                && place::is_named(inside, names)
                 && place::without_dots(inside).as_deref() == Some(inside)
         });
         let opened = inside.and_then(|inside| beneath::open(self.folder, inside).ok());

@@ -7,22 +7,35 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::view::locator::ParentLocator;
 
-/// Names of images that may be followed.
-const EXTENSIONS: [&str; 2] = ["vhdx", "avhdx"];
+/// Names of images that may be followed: a VHDX's parent is a VHDX, a VHD's is a VHD.
+pub(crate) type Names = [&'static str; 2];
 
-const NOT_FOLLOWED: &str = "not followed, since it is no file named .vhdx or .avhdx";
+/// Those of VHDX.
+pub(crate) const VHDX_NAMES: Names = ["vhdx", "avhdx"];
+/// Those of VHD version 1.
+pub(crate) const VHD_NAMES: Names = ["vhd", "avhd"];
 
-/// Whether a file's name is that of an image.
+/// Whether a file's name is that of a VHDX.
 pub(crate) fn is_image_name(path: &Path) -> bool {
+    is_named(path, &VHDX_NAMES)
+}
+
+/// Whether a file's name is one of these.
+pub(crate) fn is_named(path: &Path, names: &Names) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
-    extension.is_some_and(|found| EXTENSIONS.iter().any(|known| found.eq_ignore_ascii_case(known)))
+    extension.is_some_and(|found| names.iter().any(|known| found.eq_ignore_ascii_case(known)))
 }
 
 /// Opens what a locator leads to, or a search: a regular file that is named like an image, by its real name.
-pub(super) fn open_image(path: &Path) -> io::Result<File> {
+pub(super) fn open_image(path: &Path, names: &Names) -> io::Result<File> {
+    let [one, other] = names;
+    let not_followed = || {
+        let text = format!("not followed, since it is no file named .{one} or .{other}");
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    };
     let real = path.canonicalize()?;
-    if !is_image_name(&real) || !real.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED));
+    if !is_named(&real, names) || !real.metadata()?.is_file() {
+        return Err(not_followed());
     }
     let mut options = std::fs::OpenOptions::new();
     options.read(true);
@@ -36,7 +49,7 @@ pub(super) fn open_image(path: &Path) -> io::Result<File> {
     let file = options.open(&real)?;
     match file.metadata()?.is_file() && path.canonicalize()? == real {
         true => Ok(file),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_FOLLOWED)),
+        false => Err(not_followed()),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::image::{DirtyLog, open_layer};
 use crate::storage::{FileStorage, OpenMode};
 use crate::{Error, Image, Result};
 
-use super::place::{is_image_name, open_image};
+use super::place::{VHDX_NAMES, is_image_name, open_image};
 
 /// An image that a search came across.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
 
 /// `None` for what is no image, or none that can be read.
 fn look_at(path: PathBuf) -> Option<FoundImage> {
-    let file = open_image(&path).ok()?;
+    let file = open_image(&path, &VHDX_NAMES).ok()?;
     let file = FileStorage::take(file, OpenMode::ReadOnly { force_share: true }).ok()?;
     let image = open_layer(Arc::new(file), DirtyLog::MayBeInvalid).ok()?;
     let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);

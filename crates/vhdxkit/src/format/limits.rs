@@ -44,3 +44,17 @@ pub const MAX_SEARCHED_FILES: usize = 10_000;
 pub const MAX_TOLD_CHANGES: usize = 1 << 16;
 /// Findings kept per code by `check`; further ones are counted.
 pub const MAX_FINDINGS_PER_CODE: usize = 20;
+/// Pages of 4 KiB of a file's tables that a repair changes (256 MiB, which it keeps in memory).
+pub const MAX_REPAIR_PAGES: usize = 1 << 16;
+/// Blocks that a repair gives a place of their own because two claim the same.
+pub const MAX_REPAIR_COPIES: usize = 1 << 16;
+/// Bytes of free space at the end of a file that a repair cuts off: its undo file has to keep them.
+pub const MAX_CUT_KEPT: u64 = 64 * MIB;
+/// Ranges in an undo file, each of at most 1 MiB.
+pub const MAX_UNDO_RECORDS: u32 = 1 << 20;
+/// 4 KiB sectors of a log that a salvage keeps (64 MiB): what a ring of 1 MiB holds, 64 times.
+pub const MAX_SALVAGED_SECTORS: usize = 1 << 14;
+/// Runs of blocks with the same fate that a salvage lists; further ones are counted.
+pub const MAX_LISTED_FATES: usize = 1 << 18;
+/// BAT entries that are looked at to infer a block size nobody has recorded.
+pub const MAX_INFERRED_FROM: usize = 1 << 20;

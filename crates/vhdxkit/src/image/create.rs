@@ -16,7 +16,7 @@ use crate::view::geometry::{DiskType, Geometry};
 use crate::view::locator::{ParentLocator, ParentPaths};
 use crate::{Error, Result};
 
-use super::layout::Layout;
+use super::layout::{Identity, Layout};
 use super::{Image, paths_from};
 
 /// What a new disk is to be.
@@ -45,6 +45,10 @@ pub struct CreateOptions {
     disk_id: Option<Guid>,
     seed: Option<u64>,
     parent: Option<Parent>,
+    /// The DataWriteGuid of contents that are known by it already.
+    data_write_guid: Option<Guid>,
+    /// Of a disk without a parent: metadata besides the mandatory items.
+    items: Vec<Item>,
 }
 
 /// Of whom the new disk is to be a child.
@@ -74,6 +78,8 @@ impl CreateOptions {
             disk_id: None,
             seed: None,
             parent: None,
+            data_write_guid: None,
+            items: Vec::new(),
         }
     }
 
@@ -186,6 +192,18 @@ impl CreateOptions {
         self
     }
 
+    /// For a copy of contents that are known by this DataWriteGuid.
+    pub(crate) fn data_write_guid(mut self, guid: Guid) -> Self {
+        self.data_write_guid = Some(guid);
+        self
+    }
+
+    /// Metadata of a disk without a parent, besides the mandatory items.
+    pub(crate) fn items(mut self, items: Vec<Item>) -> Self {
+        self.items = items;
+        self
+    }
+
     /// Makes a file at `path`, where none may exist. When that fails no file is left.
     ///
     /// # Errors
@@ -257,7 +275,7 @@ impl CreateOptions {
 
     /// [`Layout::write_tables`] with the identities that the options ask for.
     pub(crate) fn write_tables(&self, layout: &Layout, target: &dyn Storage) -> Result<()> {
-        self.write_tables_with(layout, target, &[])
+        self.write_tables_with(layout, target, &self.items)
     }
 
     fn write_tables_with(
@@ -268,12 +286,18 @@ impl CreateOptions {
     ) -> Result<()> {
         let guids = GuidSource::from_seed(self.seed);
         let disk_id = self.disk_id.unwrap_or_else(|| guids.guid());
-        layout.write_tables(target, &guids, disk_id, more_items)
+        match self.data_write_guid {
+            Some(data_write) => {
+                let identity = Identity { disk_id, file_write: guids.guid(), data_write };
+                layout.write_tables_as(target, identity, more_items)
+            }
+            None => layout.write_tables(target, &guids, disk_id, more_items),
+        }
     }
 
     /// What a child has besides the mandatory items.
     fn more_items(&self, paths: &ParentPaths) -> Result<Vec<Item>> {
-        let Some(parent) = &self.parent else { return Ok(Vec::new()) };
+        let Some(parent) = &self.parent else { return Ok(self.items.clone()) };
         let locator = ParentLocator::new(parent.data_write_guid, None, paths);
         let data = locator.to_bytes();
         let data = data.ok_or_else(|| Error::limit("the path to the parent is too long"))?;

@@ -36,6 +36,14 @@ const CREATOR: &str = concat!("vhdxkit ", env!("CARGO_PKG_VERSION"));
 /// Bytes of the metadata region: what Windows takes.
 const METADATA_LENGTH: u32 = 1 << 20;
 
+/// Who a new file is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) disk_id: Guid,
+    pub(crate) file_write: Guid,
+    pub(crate) data_write: Guid,
+}
+
 /// Where everything of a new file lies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -62,6 +70,18 @@ impl Layout {
         let bat = metadata.saturating_add(u64::from(METADATA_LENGTH));
         let bat_length = region_length(geometry.bat_bytes())?;
         Ok(Self { geometry, log, metadata, bat, bat_length })
+    }
+
+    /// Lays out the tables alone, from the MiB `base` on, without a log: for a file whose blocks lie where they
+    /// are.
+    pub(crate) fn tables_at(geometry: Geometry, base: u64) -> Result<Self> {
+        let bat_length = region_length(geometry.bat_bytes())?;
+        let log = LogPlace { offset: base, length: 0 };
+        let bat = base.saturating_add(u64::from(METADATA_LENGTH));
+        if bat.saturating_add(u64::from(bat_length)) > MAX_FILE_OFFSET {
+            return Err(Error::limit("the file would be longer than 256 TiB"));
+        }
+        Ok(Self { geometry, log, metadata: base, bat, bat_length })
     }
 
     /// File offset of the `number`-th block that is placed, counted from zero.
@@ -99,6 +119,18 @@ impl Layout {
         disk_id: Guid,
         more_items: &[Item],
     ) -> Result<()> {
+        let file_write = guids.guid();
+        let identity = Identity { disk_id, file_write, data_write: guids.guid() };
+        self.write_tables_as(target, identity, more_items)
+    }
+
+    /// [`write_tables`](Self::write_tables) of a file that has its identities already.
+    pub(crate) fn write_tables_as(
+        &self,
+        target: &dyn Storage,
+        identity: Identity,
+        more_items: &[Item],
+    ) -> Result<()> {
         let failed = |at| move |e| Error::io("cannot write the new image", at, e);
         // Written, not left as a hole: the log is to take entries when the disk is full, and an
         // entry's sync is to find its space allocated.
@@ -111,7 +143,7 @@ impl Layout {
         for offset in REGION_TABLE_OFFSETS {
             target.write_at(offset, &self.region_table()?).map_err(failed(offset))?;
         }
-        let mut items = self.items(disk_id);
+        let mut items = self.items(identity.disk_id);
         items.extend_from_slice(more_items);
         let metadata = encode_region(&items);
         let metadata = metadata.ok_or_else(|| Error::limit("too many metadata items"))?;
@@ -119,7 +151,7 @@ impl Layout {
             return Err(Error::limit("the metadata does not fit its region"));
         }
         target.write_at(self.metadata, &metadata).map_err(failed(self.metadata))?;
-        let (file, data) = (guids.guid(), guids.guid());
+        let (file, data) = (identity.file_write, identity.data_write);
         for (sequence, offset) in (1u64..).zip(HEADER_OFFSETS) {
             let header = self.header(sequence, file, data);
             target.write_at(offset, header.as_bytes()).map_err(failed(offset))?;
@@ -133,11 +165,16 @@ impl Layout {
         target: &dyn Storage,
         entries: impl Iterator<Item = (u64, RawEntry)>,
     ) -> Result<()> {
-        let mut page = PageWriter { target, bat: self.bat, number: 0, bytes: None };
+        let mut bat = self.bat_writer(target);
         for (block, raw) in entries {
-            page.put(self.geometry.payload_index(block), raw)?;
+            bat.put(self.geometry.payload_index(block), raw)?;
         }
-        page.write()
+        bat.write()
+    }
+
+    /// Writes entries of any kind, given in the order of the table.
+    pub(crate) fn bat_writer<'a>(&self, target: &'a dyn Storage) -> BatWriter<'a> {
+        BatWriter { target, bat: self.bat, number: 0, bytes: None }
     }
 
     /// Makes the file an image: everything durable first, then the identifier.
@@ -204,15 +241,15 @@ pub(crate) fn region_length(bytes: u64) -> Result<u32> {
 }
 
 /// Gathers entries of one page, and writes it when another one follows.
-struct PageWriter<'a> {
+pub(crate) struct BatWriter<'a> {
     target: &'a dyn Storage,
     bat: u64,
     number: u64,
     bytes: Option<Vec<u8>>,
 }
 
-impl PageWriter<'_> {
-    fn put(&mut self, index: u64, raw: RawEntry) -> Result<()> {
+impl BatWriter<'_> {
+    pub(crate) fn put(&mut self, index: u64, raw: RawEntry) -> Result<()> {
         let (page, slot) = (index / ENTRIES_PER_PAGE, index % ENTRIES_PER_PAGE);
         if page != self.number {
             self.write()?;
@@ -226,7 +263,8 @@ impl PageWriter<'_> {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<()> {
+    /// Writes the last page.
+    pub(crate) fn write(&mut self) -> Result<()> {
         let Some(bytes) = self.bytes.take() else { return Ok(()) };
         let page = ENTRIES_PER_PAGE.saturating_mul(ENTRY_LENGTH);
         let at = self.bat.saturating_add(self.number.saturating_mul(page));

@@ -33,8 +33,10 @@ pub use create::CreateOptions;
 pub use cursor::Cursor;
 pub(crate) use extents::Swept;
 pub use extents::{Extent, ExtentState, Extents};
-pub(crate) use layout::Layout;
-pub(crate) use open::{DirtyLog, Recovered, open_layer, open_layer_for_writing, read_image_parts};
+pub(crate) use layout::{BatWriter, Identity, Layout, region_length};
+pub(crate) use open::{
+    DirtyLog, ImageParts, Recovered, open_layer, open_layer_for_writing, read_image_parts,
+};
 pub(crate) use relative::{folder_of, paths as parent_paths, paths_from};
 pub(crate) use write::GivenUp;
 use write::Writer;

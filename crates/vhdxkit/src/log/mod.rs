@@ -32,7 +32,7 @@ pub use entry::EntryInfo;
 pub use replay::{ReplayReport, Update};
 pub use scan::ActiveSequence;
 
-pub(crate) use headers::sync;
+pub(crate) use headers::{HeaderWriter, sync};
 pub(crate) use writer::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
 
 use ring::Ring;
@@ -157,8 +157,12 @@ impl Log {
     /// # Errors
     /// Reading fails.
     pub fn read_ring(storage: &dyn Storage, headers: &HeaderPair) -> Result<Self> {
-        let guid = headers.current().log_guid;
         let Some(place) = headers.log_place() else { return Ok(Self::unread(headers)) };
+        Self::at(storage, place, headers.current().log_guid)
+    }
+
+    /// The ring at a place that no header has to vouch for, as if one named the session `guid`.
+    pub(crate) fn at(storage: &dyn Storage, place: LogPlace, guid: Guid) -> Result<Self> {
         let ring = Ring::new(storage, place);
         let scan = scan::scan(ring)?;
         let active = match guid.is_zero() {
@@ -327,6 +331,17 @@ impl Log {
         Ok((headers, Some(report)))
     }
 
+    /// Carries the active sequence out in the file itself, and nothing more: the headers before and after,
+    /// and the syncs, are the caller's. Whether the file is long enough must have been judged.
+    pub(crate) fn apply_to(&self, storage: &dyn Storage) -> Result<()> {
+        match (&self.active, self.place) {
+            (Some(active), Some(place)) => {
+                replay::apply(Ring::new(storage, place), active, storage).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Replays into memory: the result shows the file as it would be, and the file is not touched.
     /// Without anything to replay that is the file itself.
     ///
@@ -335,6 +350,12 @@ impl Log {
     /// [`limits`](format::limits) allow.
     pub(crate) fn replay_in_memory(&self, file: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
         self.judge(file.length()?)?;
+        self.replay_regardless(file)
+    }
+
+    /// [`replay_in_memory`](Self::replay_in_memory), however much of the file has been cut off: for those
+    /// who look at what is left.
+    pub(crate) fn replay_regardless(&self, file: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
         let (Some(active), Some(place)) = (&self.active, self.place) else { return Ok(file) };
         let overlay = Overlay::new(Arc::clone(&file))
             .map_err(|e| Error::io_whole("cannot tell the file's length", e))?;

@@ -7,6 +7,7 @@ use crate::format::MIB;
 use crate::format::limits::MAX_FILE_OFFSET;
 
 /// The mebibytes of a file that somebody owns, those behind its end included.
+#[derive(Clone)]
 pub(crate) struct SpaceMap {
     owned: Vec<u64>,
     /// Of the file itself.
@@ -71,6 +72,12 @@ impl SpaceMap {
             }
         }
         gap.into_iter().for_each(visit);
+    }
+
+    /// Whether any mebibyte of a range has an owner.
+    pub(crate) fn owns_any(&self, offset: u64, length: u64) -> bool {
+        let last = offset.saturating_add(length).min(MAX_FILE_OFFSET).div_ceil(MIB);
+        (offset / MIB..last).any(|number| self.is_owned(number))
     }
 
     fn is_owned(&self, number: u64) -> bool {

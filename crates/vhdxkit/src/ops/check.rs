@@ -18,6 +18,7 @@ use crate::view::regions::RegionMap;
 use crate::{ErrorKind, Image, Result};
 
 use super::progress::{Progress, advance};
+use super::repair::shifted::{Search, Shifted};
 
 /// Checks the file at `path`. Nothing is changed. Progress counts bytes of the BAT.
 ///
@@ -143,6 +144,7 @@ fn check_all(
     let mut space = SpaceMap::new(file_size);
     claim_fixed(&recovered, &parts.regions, &mut space);
     check_bat(storage, rules, &parts.regions, &mut space, findings, progress)?;
+    check_shifted(&recovered, &parts.regions, rules, findings)?;
     if geometry.is_differencing() {
         check_bitmaps_exist(storage, rules, &parts.regions, findings)?;
     }
@@ -181,7 +183,7 @@ fn check_log(recovered: &Recovered, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-fn claim_fixed(recovered: &Recovered, regions: &RegionMap, space: &mut SpaceMap) {
+pub(super) fn claim_fixed(recovered: &Recovered, regions: &RegionMap, space: &mut SpaceMap) {
     space.claim(0, HEADER_SECTION_LENGTH);
     if let Some(log) = recovered.log.place() {
         space.claim(log.offset, u64::from(log.length));
@@ -241,8 +243,32 @@ fn check_bat(
     report_clashes(storage, rules, regions, entries, &clashes, findings)
 }
 
+/// Whether QEMU has shifted pages of the table: only a disk that it made can have such.
+fn check_shifted(
+    recovered: &Recovered,
+    regions: &RegionMap,
+    rules: EntryRules,
+    findings: &mut Findings,
+) -> Result<()> {
+    let mut space = SpaceMap::new(rules.file_size);
+    claim_fixed(recovered, regions, &mut space);
+    let search = Search {
+        storage: &*recovered.storage,
+        rules,
+        bat_length: u64::from(regions.bat().length),
+        creator: recovered.headers.creator(),
+        space,
+    };
+    if let Shifted::Certain(pages) = search.find()? {
+        for defect in pages.defects(rules.bat_offset) {
+            findings.report(defect)?;
+        }
+    }
+    Ok(())
+}
+
 /// A table that is too small was reported; what there is of it is checked.
-fn entries_at_hand(geometry: &Geometry, regions: &RegionMap) -> u64 {
+pub(super) fn entries_at_hand(geometry: &Geometry, regions: &RegionMap) -> u64 {
     geometry.bat_entries().min(u64::from(regions.bat().length) / 8)
 }
 
@@ -333,7 +359,7 @@ fn owner_of(
     }
 }
 
-fn slot_name(geometry: &Geometry, index: u64) -> String {
+pub(super) fn slot_name(geometry: &Geometry, index: u64) -> String {
     match geometry.slot(index) {
         BatSlot::Payload(block) => format!("block {block}"),
         BatSlot::Bitmap(chunk) => format!("the sector bitmap of chunk {chunk}"),

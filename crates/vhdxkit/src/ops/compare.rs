@@ -2,7 +2,7 @@
 
 use crate::Result;
 
-use super::disk::{Disk, DiskRun};
+use super::disk::{DiskRun, Source};
 use super::progress::{Progress, advance};
 
 /// What comparing found.
@@ -31,7 +31,7 @@ const CHUNK: u64 = 256 << 10;
 ///
 /// # Errors
 /// One of the disks cannot be read; the work was stopped.
-pub fn compare(a: &Disk, b: &Disk, progress: &mut dyn Progress) -> Result<Comparison> {
+pub fn compare(a: &dyn Source, b: &dyn Source, progress: &mut dyn Progress) -> Result<Comparison> {
     let (size_a, size_b) = (a.size(), b.size());
     let common = size_a.min(size_b);
     let (mut runs_a, mut runs_b) = (a.runs(), b.runs());
@@ -79,7 +79,7 @@ fn run_at(
     Ok(())
 }
 
-fn fill(disk: &Disk, run: &DiskRun, at: u64, length: usize, buf: &mut Vec<u8>) -> Result<()> {
+fn fill(disk: &dyn Source, run: &DiskRun, at: u64, length: usize, buf: &mut Vec<u8>) -> Result<()> {
     buf.clear();
     buf.resize(length, 0);
     if run.data { disk.read_at(at, buf) } else { Ok(()) }

@@ -6,10 +6,10 @@
 use std::io::Write;
 
 use crate::storage::{Cloners, Storage};
-use crate::{Error, Image, Result};
+use crate::{Error, Result};
 
 use super::buffer::{Buffer, CHUNK};
-use super::disk::{DiskRun, image_runs};
+use super::disk::{DiskRun, Source};
 use super::progress::{Progress, advance};
 use super::writeback::Writeback;
 use super::zeros::{length, split_zeros};
@@ -54,12 +54,12 @@ const STEP: u64 = 1 << 30;
 /// The image cannot be read (a damaged block, a missing parent), the target cannot be written, or
 /// the work was stopped. The target is then incomplete.
 pub fn to_storage(
-    image: &Image,
+    source: &dyn Source,
     target: &dyn Storage,
     state: Target,
     progress: &mut dyn Progress,
 ) -> Result<ExportReport> {
-    let size = image.virtual_size();
+    let size = source.size();
     let mut report = ExportReport { virtual_size: size, ..ExportReport::default() };
     let failed = |at: u64| move |e| Error::io("cannot write the copy", at, e);
     match state {
@@ -72,13 +72,27 @@ pub fn to_storage(
             }
         }
     }
+    fill(source, target, state, progress, &mut report)?;
+    target.sync().map_err(|e| Error::io_whole("cannot make the copy durable", e))?;
+    Ok(report)
+}
+
+/// Copies the disk into a target that has room for it.
+pub(super) fn fill(
+    source: &dyn Source,
+    target: &dyn Storage,
+    state: Target,
+    progress: &mut dyn Progress,
+    report: &mut ExportReport,
+) -> Result<()> {
+    let failed = |at: u64| move |e| Error::io("cannot write the copy", at, e);
     let zeros = |range: std::ops::Range<u64>| match state {
         Target::Empty => Ok(()),
         Target::InUse => target.punch(range.clone()).map_err(failed(range.start)),
     };
-    let mut cloners = Cloners::between(image.layers().map(Image::storage), target);
+    let mut cloners = Cloners::between(source.storages(), target);
     Writeback::during(target, |writeback| {
-        copy(image, Some(&mut cloners), progress, &mut report, &mut |piece| match piece {
+        copy(source, Some(&mut cloners), progress, report, &mut |piece| match piece {
             Piece::Zero(range) => zeros(range).map(|()| 0),
             Piece::Data(at, bytes) => {
                 let mut written = 0u64;
@@ -95,9 +109,7 @@ pub fn to_storage(
                 Ok(written)
             }
         })
-    })?;
-    target.sync().map_err(|e| Error::io_whole("cannot make the copy durable", e))?;
-    Ok(report)
+    })
 }
 
 /// Writes the whole disk to a stream, zeros included.
@@ -105,14 +117,14 @@ pub fn to_storage(
 /// # Errors
 /// As [`to_storage`].
 pub fn to_stream(
-    image: &Image,
+    source: &dyn Source,
     target: &mut dyn Write,
     progress: &mut dyn Progress,
 ) -> Result<ExportReport> {
-    let mut report = ExportReport { virtual_size: image.virtual_size(), ..ExportReport::default() };
+    let mut report = ExportReport { virtual_size: source.size(), ..ExportReport::default() };
     let nothing = vec![0; CHUNK];
     let failed = |at: u64| move |e| Error::io("cannot write the copy", at, e);
-    copy(image, None, progress, &mut report, &mut |piece| match piece {
+    copy(source, None, progress, &mut report, &mut |piece| match piece {
         Piece::Zero(range) => {
             let mut left = range.end.saturating_sub(range.start);
             while left > 0 {
@@ -132,21 +144,24 @@ pub fn to_stream(
     Ok(report)
 }
 
-enum Piece<'a> {
+/// A piece of a disk.
+pub(super) enum Piece<'a> {
+    /// Zeros that were not read.
     Zero(std::ops::Range<u64>),
+    /// Bytes, and where they start.
     Data(u64, &'a [u8]),
 }
 
 /// Hands the disk to `put` piece by piece, in order. `put` says how much it wrote.
-fn copy(
-    image: &Image,
+pub(super) fn copy(
+    source: &dyn Source,
     mut cloners: Option<&mut Cloners<'_>>,
     progress: &mut dyn Progress,
     report: &mut ExportReport,
     put: &mut dyn FnMut(Piece<'_>) -> Result<u64>,
 ) -> Result<()> {
     let mut buffer = Buffer::new();
-    for run in image_runs(image) {
+    for run in source.runs() {
         let run = run?;
         if !run.data {
             let mut at = run.range.start;
@@ -165,7 +180,7 @@ fn copy(
         while at < run.range.end {
             let piece = buffer.first(run.range.end.saturating_sub(at));
             let now = length(piece);
-            image.read_at(at, piece)?;
+            source.read_at(at, piece)?;
             report.read = report.read.saturating_add(now);
             report.written = report.written.saturating_add(put(Piece::Data(at, piece))?);
             advance(progress, now)?;

@@ -17,7 +17,7 @@ use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
 use super::buffer::Buffer;
-use super::disk::{Disk, DiskRun};
+use super::disk::{Disk, DiskRun, Source};
 use super::progress::{Progress, advance};
 use super::writeback::Writeback;
 use super::zeros::{is_zero, length, split_zeros};
@@ -60,7 +60,7 @@ const SHARED_STEP: u64 = 1 << 30;
 /// Options that the format does not allow; the source cannot be read; the target is not empty or
 /// cannot be written; the work was stopped. The target is then incomplete, and no image.
 pub fn to_vhdx(
-    source: &Disk,
+    source: &dyn Source,
     target: &dyn Storage,
     options: &CreateOptions,
     progress: &mut dyn Progress,
@@ -114,31 +114,34 @@ pub fn options_for(source: &Disk) -> CreateOptions {
                 .logical_sector_size(geometry.logical_sector_size())
                 .physical_sector_size(geometry.physical_sector_size())
         }
-        Disk::Raw { size, .. } => CreateOptions::new(size.next_multiple_of(512)),
+        Disk::Vhd(disk) => {
+            CreateOptions::new(disk.virtual_size()).fixed(disk.disk_type() == DiskType::Fixed)
+        }
+        other => CreateOptions::new(other.size().next_multiple_of(512)),
     }
 }
 
 /// Which blocks are stored: one bit each, since places follow the order of the blocks.
-struct Places {
+pub(super) struct Places {
     stored: Vec<u64>,
     blocks: u64,
-    count: u64,
+    pub(super) count: u64,
 }
 
 impl Places {
-    fn new(blocks: u64, all: bool) -> Self {
+    pub(super) fn new(blocks: u64, all: bool) -> Self {
         let words = usize::try_from(blocks.div_ceil(64)).unwrap_or_default();
         let (fill, count) = if all { (u64::MAX, blocks) } else { (0, 0) };
         Self { stored: vec![fill; words], blocks, count }
     }
 
-    fn holds(&self, block: u64) -> bool {
+    pub(super) fn holds(&self, block: u64) -> bool {
         let word = usize::try_from(block / 64).ok().and_then(|word| self.stored.get(word));
         word.is_some_and(|word| word & bit(block) != 0)
     }
 
     /// The number of the place that a block gets, which must be no earlier than those before.
-    fn place(&mut self, block: u64, fixed: bool) -> u64 {
+    pub(super) fn place(&mut self, block: u64, fixed: bool) -> u64 {
         if fixed {
             return block;
         }
@@ -153,7 +156,7 @@ impl Places {
     }
 
     /// Blocks with the numbers of their places, in order.
-    fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         (0..self.blocks).filter(|block| self.holds(*block)).zip(0u64..)
     }
 }
@@ -163,7 +166,7 @@ fn bit(block: u64) -> u64 {
 }
 
 struct Copy<'a> {
-    source: &'a Disk,
+    source: &'a dyn Source,
     target: &'a dyn Storage,
     layout: &'a Layout,
     cloners: Cloners<'a>,

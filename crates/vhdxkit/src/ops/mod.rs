@@ -6,12 +6,18 @@ pub mod compare;
 pub mod disk;
 pub mod export;
 pub mod import;
+#[cfg(feature = "qcow2")]
+pub mod import_qcow2;
+pub mod import_vhd;
 pub mod inspect;
 pub mod measure;
 pub mod merge;
 pub mod partitions;
 pub mod picture;
+pub mod recover;
 pub mod relink;
+pub mod repair;
+pub mod smallest;
 pub mod timeline;
 
 mod buffer;

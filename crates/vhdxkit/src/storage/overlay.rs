@@ -102,6 +102,11 @@ impl Overlay {
         self
     }
 
+    /// Every range of the base that something was put over, in order.
+    pub(crate) fn changes(&self) -> Vec<Range<u64>> {
+        self.layer().patches.ranges().collect()
+    }
+
     /// Ends writing: the same contents, immutable, read without taking a lock.
     #[must_use]
     pub fn freeze(self) -> Patched {

@@ -129,6 +129,11 @@ impl RangeMap {
         self.pieces.len()
     }
 
+    /// Every range that a patch covers, in order; neighbours may touch.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.pieces.iter().map(|(start, piece)| *start..piece.end)
+    }
+
     /// Remembers `bytes` at `offset`. On an error nothing has changed.
     ///
     /// # Errors

@@ -176,7 +176,8 @@ fn read_identifier(storage: &dyn Storage, length: u64) -> Result<String> {
     Ok(identifier.creator())
 }
 
-fn read_copy(storage: &dyn Storage, copy: usize) -> Result<HeaderCopy> {
+/// One copy, 0 or 1, as it is found.
+pub(crate) fn read_copy(storage: &dyn Storage, copy: usize) -> Result<HeaderCopy> {
     let offset = HEADER_OFFSETS.get(copy).copied().unwrap_or_default();
     let mut bytes = [0; size_of::<Header>()];
     storage.read_zero_filled(offset, &mut bytes)?;

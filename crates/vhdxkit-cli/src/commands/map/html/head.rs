@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vhdxkit::defect::Severity;
+use vhdxkit::defect::{Remedy, Severity};
+use vhdxkit::findings::Findings;
 use vhdxkit::log::LogState;
 use vhdxkit::ops::picture::{DiskState, FileOwner, Picture};
 use vhdxkit::{Error, Image};
 
 use super::markup::{Html, cut};
 use super::{Facts, Mapped, percent};
+use crate::commands::check::{self, quoted};
 use crate::console::{count, size};
 
 /// What is worth giving back: this much, or a tenth of the file.
@@ -89,9 +91,10 @@ fn keep(image: &str) -> (String, &'static str) {
 }
 
 fn judge(facts: &Facts) -> Verdict {
-    let image = quoted(&facts.path);
-    let list = || facts.checked.iter().flat_map(|checked| checked.findings.list());
-    let of = |severity| list().filter(|found| found.severity() == severity).count() as u64;
+    let image = quoted(Path::new(&facts.path));
+    let of = |severity| {
+        facts.checked.iter().map(|c| check::number_of(&c.findings, severity)).sum::<u64>()
+    };
     let mapped = match &facts.mapped {
         Ok(mapped) => mapped,
         Err(error) => {
@@ -99,24 +102,48 @@ fn judge(facts: &Facts) -> Verdict {
                 "This image cannot be opened: {}. Below is what can be read of it.",
                 first_line(error)
             );
-            let check = (format!("vhdx check {image}"), "everything that is wrong with it");
-            return bad(words, vec![keep(&image), check]);
+            return judge_damaged(facts, &image, words);
         }
     };
     if let Some(verdict) = judge_chain(mapped, &image) {
         return verdict;
     }
-    if mapped.image.log().state() == LogState::Invalid {
-        let words = "The last writer did not finish, and its log cannot be applied: what it changed last may be \
-                     missing or half done. Everything below is as it lies on disk.";
-        let copy = format!("vhdx convert --without-log {image} COPY.vhdx");
-        let copy = (copy, "the disk as it lies, in a new file");
-        return bad(words.to_owned(), vec![keep(&image), copy]);
-    }
     match of(Severity::Error) {
         0 => judge_readable(mapped, &image, of(Severity::Warning)),
-        errors => judge_damaged(mapped, &image, errors),
+        errors => {
+            let errors = count(errors, "error was", "errors were");
+            let damaged =
+                mapped.picture.as_ref().map_or(0, |p| p.disk.totals.of(DiskState::Damaged));
+            let words = match damaged {
+                0 => format!("{errors} found."),
+                bytes => format!("{errors} found: {} of the disk cannot be read.", size(bytes)),
+            };
+            judge_damaged(facts, &image, words)
+        }
     }
+}
+
+/// What is wrong, what is safe, what to type: as `check` has it.
+fn judge_damaged(facts: &Facts, image: &str, words: String) -> Verdict {
+    let findings = || facts.checked.iter().map(|checked| &checked.findings);
+    let bad_ones =
+        || findings().flat_map(Findings::list).filter(|found| found.severity() > Severity::Info);
+    let mut next = vec![keep(image)];
+    if bad_ones().any(|found| matches!(found.remedy(), Remedy::Repair(_) | Remedy::OnYourWord(..)))
+    {
+        let command = format!("vhdx check {image} --repair --dry-run");
+        next.push((command, "tells what a repair would do, and changes nothing"));
+    }
+    let command = format!("vhdx recover {image} --to NEW.vhdx");
+    next.push((command, "gets everything that can be had, into another file"));
+    let worst = findings().find(|findings| findings.has_problems());
+    let safe = worst.map_or("the file: it was not changed", check::what_is_safe);
+    let happened = check::what_happened(bad_ones());
+    let log = match facts.mapped.as_ref().map(|mapped| mapped.image.log().state()) {
+        Ok(LogState::Invalid) => " Everything below is as it lies on disk, without its log.",
+        _ => "",
+    };
+    bad(format!("{words} What happened: {happened}. What is safe: {safe}.{log}"), next)
 }
 
 /// A child whose parent is not there.
@@ -143,17 +170,6 @@ fn judge_chain(mapped: &Mapped, image: &str) -> Option<Verdict> {
         return Some(Verdict { class: "fair", sign: "!", words, next: Vec::new() });
     }
     None
-}
-
-fn judge_damaged(mapped: &Mapped, image: &str, errors: u64) -> Verdict {
-    let damaged = mapped.picture.as_ref().map_or(0, |p| p.disk.totals.of(DiskState::Damaged));
-    let lost = match damaged {
-        0 => String::new(),
-        bytes => format!("; {} of the disk cannot be read", size(bytes)),
-    };
-    let words = format!("{} found{lost}.", count(errors, "error was", "errors were"));
-    let check = (format!("vhdx check {image}"), "the same findings, at any time");
-    bad(words, vec![keep(image), check])
 }
 
 /// Every byte can be read: what is left to say.
@@ -203,16 +219,6 @@ fn waste(picture: &Picture) -> Option<String> {
         parts.push(format!("{} that nothing on the disk needs", size(unowned)));
     }
     (!parts.is_empty()).then(|| format!("The file holds {}.", parts.join(", and ")))
-}
-
-/// A path as a shell takes it.
-fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@".contains(c);
-    let path = if path.starts_with('-') { format!("./{path}") } else { path.to_owned() };
-    match path.chars().all(plain) {
-        true => path,
-        false => format!("'{}'", path.replace('\'', r"'\''")),
-    }
 }
 
 fn key_facts(html: &mut Html, facts: &Facts, mapped: &Mapped) {
@@ -365,7 +371,7 @@ pub(super) fn made(html: &mut Html, now: SystemTime) {
 fn quoted_argument(argument: &str) -> String {
     match argument.starts_with('-') {
         true if !argument.contains(char::is_whitespace) => argument.to_owned(),
-        _ => quoted(argument),
+        _ => quoted(Path::new(argument)),
     }
 }
 
@@ -407,12 +413,5 @@ mod tests {
         ] {
             assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
-    }
-
-    #[test]
-    fn paths_are_quoted_for_a_shell() {
-        assert_eq!(quoted("/vm/disk.vhdx"), "/vm/disk.vhdx");
-        assert_eq!(quoted("-rf"), "./-rf");
-        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
     }
 }

@@ -1,0 +1,298 @@
+//! `vhdx check --repair` and `--undo`: says first what it does, and does it only then.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use vhdxkit::chain::images_in;
+use vhdxkit::defect::Severity;
+use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, plan_file, undo_file};
+
+use super::Context;
+use super::check::{
+    as_json, bar, check, exit_code, finding_as_json, has_problems, number_of, print_advice,
+    print_findings, quoted,
+};
+use super::write::warn_of_change_tracking;
+use crate::args::CheckArgs;
+use crate::console::{count, print_json, size, stop_on_signal, wrapped};
+
+pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
+    let path = &args.image.image;
+    stop_on_signal();
+    let options = RepairOptions {
+        discard_log: args.mend.discard_log,
+        allow_data_loss: args.mend.allow_data_loss,
+        header: args.mend.use_header,
+        seed: None,
+    };
+    match args.mend.dry_run {
+        true => {
+            let mut bar = bar("thinking it out", path, context);
+            let plan = plan_file(path, &options, args.image.open.force_share, &mut bar)?;
+            drop(bar);
+            tell_dry_run(path, &plan, context)
+        }
+        false => repair(args, &options, context),
+    }
+}
+
+fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<ExitCode> {
+    let problems = plan.before().has_problems();
+    if context.json {
+        let mut answer = json!({
+            "result": if problems { "problems" } else { "ok" },
+            "findings": findings(path, plan),
+            "left_out": {},
+            "repaired": [],
+        });
+        add(&mut answer, path, plan, None, true);
+        print_json(&answer)?;
+        return Ok(exit_code(problems));
+    }
+    let mut out = io::stdout().lock();
+    print_findings(&mut out, plan.before())?;
+    print_plan(&mut out, path, plan, "would be done")?;
+    if !plan.is_empty() {
+        writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", path.display())?;
+        writeln!(out, "  an undo file is written first, and takes it all back")?;
+    }
+    Ok(exit_code(problems))
+}
+
+fn findings(path: &Path, plan: &Plan) -> Vec<Value> {
+    plan.before().list().iter().map(|finding| finding_as_json(path, finding)).collect()
+}
+
+fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow::Result<ExitCode> {
+    let path = &args.image.image;
+    let mut progress = bar("thinking it out", path, context);
+    let repair = Repair::open(path, options, &mut progress)?;
+    drop(progress);
+    let plan = repair.plan();
+    if !context.json {
+        let mut out = io::stdout().lock();
+        print_findings(&mut out, plan.before())?;
+        print_plan(&mut out, path, plan, "is done now")?;
+    }
+    let mut undo = None;
+    let plan = match plan.is_empty() {
+        true => repair.carry_out(&mut ())?,
+        false => {
+            warn_of_change_tracking(path);
+            warn_of_children(path, plan);
+            let keep = if args.mend.no_undo { KeepUndo::No } else { KeepUndo::Beside };
+            undo = repair.save_undo(keep)?;
+            let mut progress = bar("repairing", path, context);
+            let told = || match &undo {
+                Some(undo) => format!(
+                    "the repair stopped; the same command completes it, or `vhdx check {} --undo {}` takes it \
+                     back",
+                    quoted(path),
+                    quoted(undo)
+                ),
+                None => "the repair stopped; the same command completes it".to_owned(),
+            };
+            repair.carry_out(&mut progress).with_context(told)?
+        }
+    };
+    let undo = undo.map(|undo| as_given(path, undo));
+    let undo = undo.as_deref();
+    let images = check(args, context)?;
+    let problems = has_problems(&images);
+    if context.json {
+        let mut answer = as_json(&images, &plan.codes());
+        add(&mut answer, path, &plan, undo, false);
+        print_json(&answer)?;
+        return Ok(exit_code(problems));
+    }
+    let mut out = io::stdout().lock();
+    let name = path.display();
+    if plan.is_empty() {
+        writeln!(out, "\n{name}: nothing was changed")?;
+    } else if problems {
+        writeln!(out, "\n{name}: repaired in part; this is left:")?;
+    } else {
+        writeln!(out, "\n{name}: repaired; a check of the whole file finds no problem any more")?;
+    }
+    if let Some(undo) = undo {
+        writeln!(out, "  to take it back: vhdx check {} --undo {}", quoted(path), quoted(undo))?;
+    }
+    for image in images.iter().filter(|image| image.findings.has_problems()) {
+        if !plan.is_empty() {
+            print_findings(&mut out, &image.findings)?;
+        }
+        let errors = number_of(&image.findings, Severity::Error);
+        if errors > 0 || !plan.is_empty() {
+            print_advice(&mut out, &image.path, &image.findings)?;
+        }
+    }
+    Ok(exit_code(problems))
+}
+
+/// A file beside the image, by the folder that the user has named.
+fn as_given(image: &Path, beside: PathBuf) -> PathBuf {
+    let name = beside.file_name().map(|name| image.with_file_name(name));
+    match name {
+        Some(name) if name.canonicalize().is_ok_and(|found| found == beside) => name,
+        _ => beside,
+    }
+}
+
+/// Children know the disk by an identity that a repair may have to change.
+fn warn_of_children(path: &Path, plan: &Plan) {
+    let Some(identity) = plan.identity_given_up() else { return };
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    for child in images_in(folder).unwrap_or_default() {
+        if child.is_child_of(identity) {
+            eprintln!(
+                "warning: {} was made on top of this disk and will not know it any more, since its contents \
+                 change: `vhdx relink {} --parent {} --ignore-parent-id` joins them again, at your word",
+                child.path.display(),
+                quoted(&child.path),
+                quoted(path)
+            );
+        }
+    }
+}
+
+/// What a repair does and leaves, in JSON.
+fn add(answer: &mut Value, path: &Path, plan: &Plan, undo: Option<&Path>, dry_run: bool) {
+    let steps = plan.steps().iter().map(|step| {
+        json!({ "code": step.code, "what": step.what, "why": step.why, "count": step.count })
+    });
+    let left = plan.left().iter().map(|left| {
+        json!({
+            "code": left.code,
+            "severity": left.severity.name(),
+            "what": left.what,
+            "why": left.why,
+            "option": left.word.map(|word| word.option()),
+            "count": left.count,
+        })
+    });
+    let lost = plan
+        .lost()
+        .iter()
+        .map(|range| json!({ "start": range.start, "length": range.end - range.start }));
+    let (before, after) = plan.lengths();
+    let more = json!({
+        "changed": !plan.is_empty() && !dry_run,
+        "dry_run": dry_run,
+        "steps": steps.collect::<Vec<_>>(),
+        "left": left.collect::<Vec<_>>(),
+        "lost": lost.collect::<Vec<_>>(),
+        "lost_bytes": plan.lost_bytes(),
+        "changed_bytes": plan.changed_bytes(),
+        "contents_change": plan.changes_contents(),
+        "bytes_before": before,
+        "bytes_after": after,
+        "undo_file": undo.map(|undo| undo.display().to_string()),
+        "found_before": findings(path, plan),
+    });
+    if let (Value::Object(answer), Value::Object(more)) = (answer, more) {
+        answer.extend(more);
+    }
+}
+
+fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io::Result<()> {
+    let name = path.display();
+    if plan.is_empty() {
+        let asks = plan.left().iter().any(|left| left.word.is_some());
+        match asks {
+            true => writeln!(out, "\n{name}: nothing is repaired without your word")?,
+            false => writeln!(out, "\n{name}: there is nothing that a repair can do")?,
+        }
+    } else {
+        writeln!(out, "\n{name}: this {when}")?;
+    }
+    for (number, step) in (1..).zip(plan.steps()) {
+        let more = match step.count {
+            1 => String::new(),
+            more => format!(" (and {} more like it)", more - 1),
+        };
+        wrapped(out, &format!("  {number}. "), 5, &format!("{}{more}", step.what))?;
+        wrapped(out, "     ", 5, &step.why)?;
+    }
+    if !plan.is_empty() {
+        let (before, after) = plan.lengths();
+        write!(out, "  {} of the file are written over", size(plan.changed_bytes()))?;
+        match before == after {
+            true => writeln!(out, "; its length stays")?,
+            false => {
+                writeln!(out, "; its length changes from {} to {}", size(before), size(after))?;
+            }
+        }
+        if plan.lost_bytes() == 0 {
+            let what = if plan.changes_contents() {
+                "may have changed with the log"
+            } else {
+                "stays as it is"
+            };
+            writeln!(out, "  what the guest sees {what}")?;
+        } else {
+            writeln!(out, "  lost: {} of the disk read as zeros:", size(plan.lost_bytes()))?;
+            for range in plan.lost().iter().take(8) {
+                writeln!(out, "    bytes {} to {}", range.start, range.end)?;
+            }
+            if plan.lost().len() > 8 {
+                let more = plan.lost().len() as u64 - 8;
+                writeln!(out, "    and {}", count(more, "more range", "more ranges"))?;
+            }
+        }
+    }
+    if !plan.left().is_empty() {
+        writeln!(out, "  left as it is:")?;
+    }
+    for left in plan.left() {
+        let more = match left.count {
+            1 => String::new(),
+            more => format!(" (and {} more like it)", more - 1),
+        };
+        wrapped(out, "  - ", 4, &format!("{} {}{more}", left.code, left.what))?;
+        match left.word {
+            Some(word) => {
+                wrapped(out, "    ", 4, &format!("only with {}: {}", word.option(), left.why))?;
+            }
+            None => wrapped(out, "    ", 4, &left.why)?,
+        }
+    }
+    Ok(())
+}
+
+/// `vhdx check IMAGE --undo FILE`.
+pub(crate) fn undo(
+    path: &Path,
+    undo: &Path,
+    force: bool,
+    context: Context,
+) -> anyhow::Result<ExitCode> {
+    let report = undo_file(path, undo, force)
+        .with_context(|| format!("cannot take the repair of {} back", path.display()))?;
+    if context.json {
+        print_json(&json!({
+            "changed": report.changed,
+            "bytes_after": report.bytes_after,
+            "forced": report.forced,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut out = io::stdout().lock();
+    match report.changed {
+        true => writeln!(
+            out,
+            "{}: the repair is undone; the file is, byte for byte, what it was before",
+            path.display()
+        )?,
+        false => writeln!(out, "{}: it is what it was before the repair already", path.display())?,
+    }
+    if report.forced {
+        writeln!(
+            out,
+            "  somebody had written it since: what was written then is lost, and it may not be whole"
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

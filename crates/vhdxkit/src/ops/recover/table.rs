@@ -1,0 +1,220 @@
+//! The block allocation table from all its witnesses.
+//!
+//! For each page of 4 KiB: the page in the file (with the log replayed over it), the newest image in the log,
+//! older images. What counts:
+//!
+//! * **The file's page, when the last header says that it is complete** (the log is clean, or was replayed), and
+//!   it looks like a page of a table. Entries that are malformed are lost; a page with more than one in eight
+//!   malformed is no table any more.
+//! * **Else the log's newest image**, where it is known to be that: changes are logged before they are made.
+//! * **A page of zeros** is what an unused part of a table looks like, and a wiped one. If an image in the log
+//!   names blocks there it was wiped, as far as anybody can tell: the image is taken.
+//! * **Older images** are taken for want of anything better, and never as certain.
+//! * When the order of the log's sessions is unknown, an entry on which file and log disagree is not certain
+//!   either.
+//! * When a log should have been replayed and cannot be, or no header and no log are left to tell whether one
+//!   should, nothing of the file's table is certain: the last changes may be missing.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::format::LOG_SECTOR_LEN;
+use crate::format::bat::{ENTRIES_PER_PAGE, RawEntry};
+use crate::storage::{Storage, StorageExt};
+
+use super::history::{History, Order, SectorImage};
+use super::looks::{self, Looks, Page};
+
+const CONTRADICTED: &str = "the log contradicts the table; either may be older";
+const NO_LOG: &str = "the table may lack the last changes: the log that would tell is lost";
+
+/// Who says what an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The table in the file.
+    Table,
+    /// The newest image in the log, from this entry.
+    Log(u64),
+    /// An image in the log that may be out of date.
+    Older(u64),
+    /// The table in the file, which may lack the last changes; why.
+    Doubted(&'static str),
+    /// Nobody.
+    Nothing(&'static str),
+}
+
+/// A page of the table with its witnesses.
+pub(super) struct Witnessed {
+    bytes: Box<Page>,
+    origin: Origin,
+    /// The page as it lies in the file, when `bytes` come from the log.
+    in_file: Option<Box<Page>>,
+    /// Images that contradict the page, perhaps rightly.
+    doubts: Vec<SectorImage>,
+    /// The page in the file is all zeros, and nothing says otherwise.
+    pub(super) is_blank: bool,
+    /// The page in the file is not what was there.
+    pub(super) is_destroyed: bool,
+}
+
+impl Witnessed {
+    /// Entry number `slot` of the page.
+    pub(super) fn entry(&self, slot: usize) -> (RawEntry, Origin) {
+        let of = |page: &Page| looks::entries(page).nth(slot).unwrap_or_default();
+        let raw = of(&self.bytes);
+        if let Origin::Log(_) = self.origin {
+            let same = self.in_file.as_ref().is_some_and(|page| of(page) == raw);
+            return (raw, if same { Origin::Table } else { self.origin });
+        }
+        let against = self.doubts.iter().map(|image| (of(&image.bytes), image.sequence));
+        let mut against = against.filter(|(other, _)| *other != raw);
+        match against.next() {
+            Some((other, sequence)) if looks::is_present(other) && !looks::is_present(raw) => {
+                (other, Origin::Older(sequence))
+            }
+            Some(_) => (raw, Origin::Doubted(CONTRADICTED)),
+            None => (raw, self.origin),
+        }
+    }
+
+    /// The one thing that is to say of all entries of a page without any.
+    pub(super) fn whole(&self) -> Option<Origin> {
+        match self.origin {
+            Origin::Nothing(_) => Some(self.origin),
+            Origin::Table | Origin::Doubted(_) if self.is_blank && self.doubts.is_empty() => {
+                Some(self.origin)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The table of a file.
+pub(super) struct Table<'a> {
+    /// Replayed as far as that is possible.
+    storage: Arc<dyn Storage>,
+    /// As it lies on disk.
+    file: Arc<dyn Storage>,
+    offset: u64,
+    entries: u64,
+    history: &'a History,
+    /// A sound header says that the table in the file is complete.
+    is_complete: bool,
+    /// The newest session of the log is in what is read.
+    is_replayed: bool,
+    /// The page that was looked at last.
+    last: Option<(u64, Witnessed)>,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn new(
+        storage: &Arc<dyn Storage>,
+        file: &Arc<dyn Storage>,
+        offset: u64,
+        entries: u64,
+        history: &'a History,
+        (is_complete, is_replayed): (bool, bool),
+    ) -> Self {
+        let (storage, file) = (Arc::clone(storage), Arc::clone(file));
+        Self { storage, file, offset, entries, history, is_complete, is_replayed, last: None }
+    }
+
+    pub(super) fn pages(&self) -> u64 {
+        self.entries.div_ceil(ENTRIES_PER_PAGE)
+    }
+
+    /// Entry `index`.
+    pub(super) fn entry(&mut self, index: u64) -> Result<(RawEntry, Origin)> {
+        let slot = usize::try_from(index % ENTRIES_PER_PAGE).unwrap_or_default();
+        Ok(self.page(index / ENTRIES_PER_PAGE)?.entry(slot))
+    }
+
+    /// Page `number`.
+    pub(super) fn page(&mut self, number: u64) -> Result<&Witnessed> {
+        let page = match self.last.take() {
+            Some((last, page)) if last == number => page,
+            _ => self.witness(number)?,
+        };
+        Ok(&self.last.insert((number, page)).1)
+    }
+
+    fn witness(&self, number: u64) -> Result<Witnessed> {
+        let at = self.offset.saturating_add(number.saturating_mul(4096));
+        let mut bytes = Box::new([0; LOG_SECTOR_LEN]);
+        let there = self.storage.read_zero_filled(at, &mut *bytes)?;
+        let used = self.entries.saturating_sub(number.saturating_mul(ENTRIES_PER_PAGE));
+        let used = usize::try_from(used).unwrap_or(usize::MAX);
+        let looks = if there == 0 { Looks::Damaged } else { looks::judge(&bytes, used) };
+        let gone = if there == 0 {
+            "the table's part lies behind the end of the file"
+        } else {
+            "the table is overwritten"
+        };
+        let images = self.history.images(at);
+        let page = |bytes, origin, is_destroyed| Witnessed {
+            bytes,
+            origin,
+            in_file: None,
+            doubts: Vec::new(),
+            is_blank: looks == Looks::Zero,
+            is_destroyed,
+        };
+        let newest = images.first().filter(|image| image.sure);
+        let says_more = |image: &SectorImage| image.bytes.iter().any(|byte| *byte != 0);
+        if let Some(image) = newest
+            && (!self.is_complete
+                || looks == Looks::Damaged
+                || (looks == Looks::Zero && says_more(image)))
+        {
+            let origin = Origin::Log(image.sequence);
+            let is_destroyed =
+                looks == Looks::Damaged || (looks == Looks::Zero && says_more(image));
+            let logged = page(image.bytes.clone(), origin, is_destroyed);
+            self.file.read_zero_filled(at, &mut *bytes)?;
+            return Ok(Witnessed { in_file: Some(bytes), is_blank: false, ..logged });
+        }
+        let in_file = match self.is_complete || self.is_replayed {
+            true => Origin::Table,
+            false => Origin::Doubted(NO_LOG),
+        };
+        let older = images.into_iter().find(|image| says_more(image));
+        Ok(match (looks, older) {
+            (Looks::Table, _) => {
+                let doubts = self.doubts(at);
+                Witnessed { doubts, ..page(bytes, in_file, false) }
+            }
+            (Looks::Zero | Looks::Damaged, Some(image)) => {
+                let older = page(image.bytes, Origin::Older(image.sequence), true);
+                Witnessed { is_blank: false, ..older }
+            }
+            (Looks::Zero, None) => page(bytes, in_file, false),
+            (Looks::Damaged, None) => page(bytes, Origin::Nothing(gone), true),
+        })
+    }
+
+    /// Images that may be newer than the page in the file.
+    fn doubts(&self, at: u64) -> Vec<SectorImage> {
+        match !self.is_complete && self.history.order() == Order::Unknown {
+            true => self.history.images(at),
+            false => Vec::new(),
+        }
+    }
+
+    /// Places that log images name which may be newer than the file's table: what lies there may have changed
+    /// hands.
+    pub(super) fn disputed(&self) -> Vec<(u64, RawEntry)> {
+        if self.is_complete || self.history.order() != Order::Unknown {
+            return Vec::new();
+        }
+        let end = self.offset.saturating_add(self.entries.saturating_mul(8));
+        let mut named = Vec::new();
+        for (at, _) in self.history.newest().filter(|(at, _)| (self.offset..end).contains(at)) {
+            let first = at.saturating_sub(self.offset) / 8;
+            for image in self.history.images(at) {
+                let entries = (first..).zip(looks::entries(&image.bytes));
+                named.extend(entries.filter(|(_, raw)| looks::is_present(*raw)));
+            }
+        }
+        named
+    }
+}

@@ -1,0 +1,559 @@
+//! What can be had of damaged images: real ones, our own, QEMU's; each with every part of it destroyed in turn,
+//! by zeros and by junk.
+//!
+//! What must hold: all of the disk where only the first mebibyte, or one copy of something, is lost; else every
+//! block that the log or what is left of the table names; never a wrong byte under a fate that claims certainty.
+//! The damaged file is never written (the medium panics). The shares are printed, and kept as floors.
+
+#![allow(clippy::single_range_in_vec_init)] // Lists of ranges that happen to hold one.
+
+mod common;
+#[path = "common/damage.rs"]
+mod damage;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use damage::{Damage, Damaged, Had, Instead, judge};
+use proptest::prelude::*;
+use vhdxkit::defect::Severity;
+use vhdxkit::ops::check::check;
+use vhdxkit::ops::recover::{Fate, Salvage, SalvageOptions, Trust};
+use vhdxkit::storage::{FileStorage, MemoryStorage, OpenMode, Storage};
+use vhdxkit::{CreateOptions, Image, OpenOptions};
+use vhdxkit_testkit::random::{Random, mix};
+use vhdxkit_testkit::samples;
+
+const REAL: [&str; 9] = [
+    "iotest-dirtylog-10G-4M.vhdx.bz2",
+    "iotest-dynamic-1G.vhdx.bz2",
+    "test-disk2vhd.vhdx.bz2",
+    "swap.vhdx.gz",
+    "btrfs.vhdx.gz",
+    "fixed.vhdx.gz",
+    "dynamic.vhdx.gz",
+    "fattools-base512.vhdx.gz",
+    "fattools-base4k.vhdx.gz",
+];
+
+/// What is had at least of what is still in the file, in hundredths of a per cent, where that is not all of it:
+/// by image (a part of its name) and damage. A table without a log that has ever named its blocks is gone for
+/// good; and what only a lost log knew is lost.
+const FLOORS: [(&str, &str, u64); 11] = [
+    ("iotest-dirtylog", "log", 9444),
+    ("iotest-dirtylog", "first MiB and log", 9444),
+    ("crashed.vhdx", "log", 3333),
+    ("crashed.vhdx", "first MiB and log", 3333),
+    ("test-disk2vhd", "BAT", 0),
+    ("fattools", "BAT", 0),
+    ("clean.vhdx", "BAT", 0),
+    ("sectors-4k.vhdx", "BAT", 0),
+    ("QEMU", "BAT", 0),
+    ("seed", "log", 0),
+    ("seed", "BAT", 0),
+];
+
+fn floor(image: &str, damage: &Damage) -> u64 {
+    let last = damage.name.rsplit(" and ").next().unwrap();
+    let found = FLOORS
+        .iter()
+        .find(|(name, what, _)| image.contains(name) && (*what == damage.name || *what == last));
+    found.map_or(10_000, |(.., share)| *share)
+}
+
+fn file(path: &Path) -> Arc<dyn Storage> {
+    Arc::new(FileStorage::open(path, OpenMode::ReadOnly { force_share: true }).unwrap())
+}
+
+fn salvage(inner: &Arc<dyn Storage>, damage: &Damage, options: &SalvageOptions) -> Salvage {
+    let damaged = Damaged { inner: Arc::clone(inner), damage: damage.clone() };
+    Salvage::read(Arc::new(damaged), options, &mut ()).unwrap()
+}
+
+/// Damages an image in every way; prints what was had, and gives it.
+fn every_damage(name: &str, inner: &Arc<dyn Storage>) -> Vec<(Damage, Had)> {
+    let original = OpenOptions::new().open_storage(Arc::clone(inner)).unwrap();
+    let mut shares = Vec::new();
+    for damage in damage::all(&original) {
+        let _named = common::NamedOnFailure(format!("{name}, {}", damage.title()));
+        let salvage = salvage(inner, &damage, &SalvageOptions::new());
+        let result = salvage.image().unwrap();
+        let had = judge(&original, &salvage, result.as_ref(), &damage);
+        let report = salvage.report();
+        println!(
+            "{name:32} {:28} {:3}.{:02} % of {:4} MiB left of {:4}, certain {:4}{}",
+            damage.title(),
+            had.share() / 100,
+            had.share() % 100,
+            had.left,
+            had.data,
+            had.certain,
+            if report.is_whole() { ", whole" } else { "" },
+        );
+        if damage.harmless {
+            assert_eq!(had.share(), 10_000, "{:#?}", salvage.report());
+        }
+        if let Some(result) = &result {
+            let view = Arc::clone(result.storage());
+            let findings = check(view, &mut ()).unwrap();
+            let problems = findings.list().iter().filter(|d| d.code() != "V35");
+            let problems: Vec<String> = problems
+                .filter(|d| d.severity() > vhdxkit::defect::Severity::Info)
+                .map(|d| format!("{} {d}", d.code()))
+                .collect();
+            // Blocks that reach behind the file's old end do so in the view.
+            assert!(problems.is_empty(), "{problems:?}");
+        }
+        shares.push((damage, had));
+    }
+    shares
+}
+
+fn hold_floors(name: &str, shares: &[(Damage, Had)]) {
+    for (damage, had) in shares {
+        let floor = floor(name, damage);
+        assert!(had.share() >= floor, "{name}, {}: {had:?}, floor {floor}", damage.title());
+    }
+}
+
+#[test]
+fn real_images_are_had_in_spite_of_every_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut images = 0;
+    for packed in REAL {
+        let Some(path) = common::unpack(packed, dir.path()) else { continue };
+        hold_floors(packed, &every_damage(packed, &file(&path)));
+        std::fs::remove_file(path).unwrap();
+        images += 1;
+    }
+    println!("{images} of {} images", REAL.len());
+}
+
+#[test]
+fn our_samples_are_had_in_spite_of_every_damage() {
+    for sample in samples::all().into_iter().filter(|sample| sample.parent.is_none()) {
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(sample.image.build_vec()));
+        hold_floors(sample.name, &every_damage(sample.name, &storage));
+    }
+}
+
+/// Sessions of our own writer, the last one broken off: blocks written, trimmed, zeroed, their space given to
+/// others, logs full several times. The ring holds several sessions, and often only the log knows the last
+/// state.
+fn written_by_us(seed: u64) -> Arc<dyn Storage> {
+    let mut random = Random::new(seed);
+    let file = Arc::new(MemoryStorage::empty());
+    let block = random.one_of(&[1u64, 2, 4]) << 20;
+    let size = block * (8 + random.below(40)) + 512 * random.below(3);
+    let fixed = random.below(6) == 0;
+    CreateOptions::new(size)
+        .block_size(block as u32)
+        .fixed(fixed)
+        .reproducible(seed)
+        .create_storage(&*file)
+        .unwrap();
+    let sessions = 1 + random.below(4);
+    for session in 0..sessions {
+        let options = OpenOptions::new().write(true).reproducible(mix(seed * 100 + session));
+        let disk = options.open_storage(Arc::clone(&file) as Arc<dyn Storage>).unwrap();
+        for _ in 0..random.below(30) {
+            let start = random.below(size / 512) * 512;
+            let length = (512 * (1 + random.below(64))).min(size - start);
+            let whole = start / block * block;
+            let whole = whole..(whole + block).min(size);
+            match random.below(8) {
+                0 => disk.discard(whole).unwrap(),
+                1 => disk.write_zeroes(whole).unwrap(),
+                2 | 3 => disk.flush().unwrap(),
+                _ => {
+                    let bytes = vec![(1 + random.below(255)) as u8; length as usize];
+                    disk.write_at(start, &bytes).unwrap();
+                }
+            }
+        }
+        if session + 1 == sessions && random.below(3) > 0 {
+            disk.flush().unwrap();
+            // What the file holds now is what a crash leaves.
+            let crashed = MemoryStorage::new(file.to_vec());
+            drop(disk);
+            return Arc::new(crashed);
+        }
+        disk.close().unwrap();
+    }
+    file
+}
+
+#[test]
+fn what_our_writer_leaves_is_had_in_spite_of_every_damage() {
+    let mut sum = Had::default();
+    let first: u64 = std::env::var("RECOVER_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let count: u64 = std::env::var("RECOVER_SEEDS").map_or(10, |count| count.parse().unwrap());
+    for seed in first..first + count {
+        let file = written_by_us(seed);
+        let name = format!("seed {seed}");
+        let shares = every_damage(&name, &file);
+        hold_floors(&name, &shares);
+        for (_, had) in shares.iter().filter(|(damage, _)| damage.name.ends_with("BAT")) {
+            sum.left += had.left;
+            sum.right += had.right;
+        }
+    }
+    println!("without their tables: {} of {} MiB", sum.right, sum.left);
+    assert!(sum.share() >= 8_000, "the log names less than it did: {sum:?}");
+}
+
+/// QEMU's images: their regions in another order, no Required flags, fixed ones cut off at their last block,
+/// zero blocks everywhere.
+#[test]
+fn images_by_qemu_are_had_in_spite_of_every_damage() {
+    if !common::have("qemu-img") || !common::have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 1..=6u64 {
+        let mut random = Random::new(mix(seed));
+        let path = dir.path().join(format!("{seed}.vhdx"));
+        let block = [1u64, 2, 8, 32][seed as usize % 4] << 20;
+        let fixed = seed % 3 == 0;
+        let size = match fixed {
+            true => (40 << 20) + 3 * 512,
+            false => random.one_of(&[200u64 << 20, 5 << 30, 9 << 30]),
+        };
+        let options = format!(
+            "subformat={},block_size={block},block_state_zero={}",
+            if fixed { "fixed" } else { "dynamic" },
+            if fixed || seed % 2 == 0 { "off" } else { "on" },
+        );
+        let text = path.to_str().unwrap();
+        let create = ["create", "-q", "-f", "vhdx", "-o", &options, text, &size.to_string()];
+        common::run("qemu-img", &create);
+        for _ in 0..2 {
+            let writes: Vec<String> = (0..6)
+                .map(|_| {
+                    let start = random.below(size - (1 << 20)) / 512 * 512;
+                    format!("write -P {} {start} {}", 1 + random.below(255), 512 * 600)
+                })
+                .collect();
+            let mut arguments = vec!["-f", "vhdx"];
+            arguments.extend(writes.iter().flat_map(|write| ["-c", write]));
+            arguments.push(text);
+            common::run("qemu-io", &arguments);
+        }
+        let name = format!("QEMU {seed}: {options}");
+        hold_floors(&name, &every_damage(&name, &file(&path)));
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+fn no_damage() -> Damage {
+    let (name, ranges, with) = ("none", Vec::new(), Instead::Zeros);
+    Damage { name, ranges, with, cut: None, harmless: true }
+}
+
+fn wiped(name: &'static str, ranges: &[std::ops::Range<u64>]) -> Damage {
+    Damage { ranges: ranges.to_vec(), name, ..no_damage() }
+}
+
+/// What is written is a clean image that we and QEMU find nothing wrong with, and it shows what the salvage showed.
+/// Contents that are all there keep the identity by which children know them; others do not.
+#[test]
+fn the_result_is_a_clean_image_that_shows_what_was_had() {
+    let dir = tempfile::tempdir().unwrap();
+    for packed in ["iotest-dynamic-1G.vhdx.bz2", "fixed.vhdx.gz", "fattools-base4k.vhdx.gz", DIRTY]
+    {
+        let Some(path) = common::unpack(packed, dir.path()) else { continue };
+        let original = Image::open(&path).unwrap();
+        for damage in damage::all(&original) {
+            let chosen = ["header 1", "first mebibyte", "metadata", "last third cut"];
+            if !chosen.contains(&damage.name) || damage.with == Instead::Junk {
+                continue;
+            }
+            let _named = common::NamedOnFailure(format!("{packed}, {}", damage.title()));
+            let salvage = salvage(&file(&path), &damage, &SalvageOptions::new());
+            let to = dir.path().join("result.vhdx");
+            let target = std::fs::File::options().read(true).write(true).create_new(true).open(&to);
+            let target = FileStorage::from_file(target.unwrap());
+            salvage.write(&target, None, &mut ()).unwrap();
+            drop(target);
+            let findings = vhdxkit::ops::check::check_file(&to, false, &mut ()).unwrap();
+            assert!(!findings.has_problems(), "{:?}", findings.list());
+            let result = Image::open(&to).unwrap();
+            let had = judge(&original, &salvage, Some(&result), &damage);
+            assert_eq!(had.share(), 10_000, "{had:?}");
+            let id = |image: &Image| image.geometry().disk_id();
+            let kept = damage.name != "metadata";
+            assert_eq!(id(&result) == id(&original), kept, "the disk's identity");
+            let data = |image: &Image| image.headers().current().data_write_guid;
+            assert_ne!(data(&result), data(&original), "a header is missing or data is");
+            if kept {
+                assert_eq!(result.geometry().disk_type(), original.geometry().disk_type());
+                assert_eq!(result.geometry().block_size(), original.geometry().block_size());
+            }
+            drop(result);
+            if common::have("qemu-img") && original.geometry().logical_sector_size() == 512 {
+                let text = common::run("qemu-img", &["check", "-f", "vhdx", to.to_str().unwrap()]);
+                assert!(text.contains("No errors"), "{text}");
+            }
+            std::fs::remove_file(&to).unwrap();
+        }
+        // Of a file that is only reported to be damaged nothing is lost.
+        let salvage = salvage(&file(&path), &no_damage(), &SalvageOptions::new());
+        assert!(salvage.report().is_whole(), "{:#?}", salvage.report());
+        let target = Arc::new(MemoryStorage::empty());
+        salvage.write(&*target, None, &mut ()).unwrap();
+        let result = OpenOptions::new().open_storage(target).unwrap();
+        let data = |image: &Image| image.headers().current().data_write_guid;
+        assert_eq!(data(&result), data(&original), "contents that children know");
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+const DIRTY: &str = "iotest-dirtylog-10G-4M.vhdx.bz2";
+
+fn open_over(file: Arc<dyn Storage>, parent: Arc<dyn Storage>) -> Image {
+    let parent = OpenOptions::new().open_storage(parent).unwrap();
+    OpenOptions::new().open_child(file, parent).unwrap()
+}
+
+fn whole_disk(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0; image.virtual_size() as usize];
+    image.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A child stays a child of its parent, sectors of both kinds included; over its parent it becomes a disk of its
+/// own. When its sector bitmap is gone, what it holds in part is lost: the parent must not show in its place.
+#[test]
+fn a_child_is_had_as_a_child_and_over_its_parent() {
+    let samples = samples::all();
+    let sample = |name| samples.iter().find(|sample| sample.name == name).unwrap();
+    let parent: Arc<dyn Storage> =
+        Arc::new(MemoryStorage::new(sample("clean.vhdx").image.build_vec()));
+    let child: Arc<dyn Storage> =
+        Arc::new(MemoryStorage::new(sample("child.vhdx").image.build_vec()));
+    let original = open_over(Arc::clone(&child), Arc::clone(&parent));
+    let expected = whole_disk(&original);
+    let bitmap = original.sector_bitmap(0).unwrap().unwrap();
+    let harmless = [
+        no_damage(),
+        wiped("first mebibyte", &[0..1 << 20]),
+        wiped("headers", &[64 << 10..192 << 10]),
+        wiped("region tables", &[192 << 10..320 << 10]),
+    ];
+    for damage in &harmless {
+        let _named = common::NamedOnFailure(damage.name.to_owned());
+        let salvage = salvage(&child, damage, &SalvageOptions::new());
+        let target = Arc::new(MemoryStorage::empty());
+        salvage.write(&*target, None, &mut ()).unwrap();
+        let findings = check(Arc::clone(&target) as _, &mut ()).unwrap();
+        assert!(!findings.has_problems(), "{:?}", findings.list());
+        let result = open_over(target, Arc::clone(&parent));
+        assert!(whole_disk(&result) == expected, "the child over its parent");
+        assert_eq!(
+            result.parent_locator().unwrap().pairs(),
+            original.parent_locator().unwrap().pairs()
+        );
+        let flat = Arc::new(MemoryStorage::empty());
+        let over = OpenOptions::new().open_storage(Arc::clone(&parent)).unwrap();
+        salvage.write(&*flat, Some((over, &OpenOptions::new())), &mut ()).unwrap();
+        let flat = OpenOptions::new().open_storage(flat).unwrap();
+        assert!(!flat.geometry().is_differencing());
+        assert!(whole_disk(&flat) == expected, "one disk of both");
+    }
+
+    // Its metadata lost: the name of the parent cannot be had. Given the parent, the disk can.
+    let metadata = original.regions().metadata();
+    let damage = wiped("metadata", &[metadata.offset..metadata.end()]);
+    let alone = salvage(&child, &damage, &SalvageOptions::new());
+    assert!(alone.needs_parent());
+    assert!(alone.write(&MemoryStorage::empty(), None, &mut ()).is_err());
+    let over = OpenOptions::new().open_storage(Arc::clone(&parent)).unwrap();
+    let given = salvage(&child, &damage, &SalvageOptions::new().parent(&over));
+    let flat = Arc::new(MemoryStorage::empty());
+    given.write(&*flat, Some((over, &OpenOptions::new())), &mut ()).unwrap();
+    assert!(whole_disk(&OpenOptions::new().open_storage(flat).unwrap()) == expected);
+    let said =
+        |what| given.report().found.iter().any(|s| s.what == what && s.trust == Trust::Given);
+    assert!(said("parent"), "{:#?}", given.report().found);
+
+    // The entry of the bitmap lost.
+    let geometry = original.geometry();
+    let entry = original.regions().bat().offset + geometry.bitmap_index(0) * 8;
+    let cut_off = wiped("bitmap entry", &[entry..entry + 8]);
+    let salvage = salvage(&child, &cut_off, &SalvageOptions::new());
+    let target = Arc::new(MemoryStorage::empty());
+    salvage.write(&*target, None, &mut ()).unwrap();
+    let result = open_over(target, Arc::clone(&parent));
+    let mut lost = 0;
+    for block in 0..geometry.blocks() {
+        let start = block << 20;
+        let end = (start + (1 << 20)).min(expected.len() as u64);
+        let (start, end) = (start as usize, end as usize);
+        let mut bytes = vec![0; end - start];
+        result.read_at(start as u64, &mut bytes).unwrap();
+        match damage::fate_at(salvage.report(), start as u64) {
+            Fate::Lost => {
+                lost += 1;
+                assert!(bytes.iter().all(|byte| *byte == 0), "block {block} shows its parent");
+            }
+            fate => {
+                assert!(fate.is_certain());
+                assert!(bytes == expected[start..end], "block {block}");
+            }
+        }
+    }
+    assert_eq!(lost, 2, "bitmap at {bitmap:#x}");
+}
+
+/// The table of a fixed disk that was filled in order is gone, and no log tells: only the order is left, and it is
+/// taken only when asked for, as a guess.
+#[test]
+fn an_order_is_guessed_only_when_asked_for() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(20 << 20).block_size(1 << 20).fixed(true).create_storage(&*file).unwrap();
+    let disk = OpenOptions::new().open_storage(Arc::clone(&file) as Arc<dyn Storage>).unwrap();
+    for extent in disk.extents(0..disk.virtual_size()) {
+        let extent = extent.unwrap();
+        for (at, place) in
+            (extent.start..extent.end()).zip(extent.file_offset.unwrap()..).step_by(4096)
+        {
+            file.write_at(place, &(at + 1).to_le_bytes()).unwrap();
+        }
+    }
+    let inner = file as Arc<dyn Storage>;
+    let original = OpenOptions::new().open_storage(Arc::clone(&inner)).unwrap();
+    let bat = original.regions().bat();
+    let damage = wiped("BAT", &[bat.offset..bat.end()]);
+    let plain = salvage(&inner, &damage, &SalvageOptions::new());
+    assert_eq!((plain.report().fates.count(Fate::Lost), plain.report().share()), (20, 0));
+    assert_eq!(plain.report().orphans, [bat.end()..bat.end() + (20 << 20)]);
+    let guess = salvage(&inner, &damage, &SalvageOptions::new().guess_order(true));
+    assert_eq!(guess.report().fates.count(Fate::Guessed), 20);
+    assert!(!guess.report().is_whole());
+    let result = guess.image().unwrap().unwrap();
+    assert!(whole_disk(&result) == whole_disk(&original));
+    let mut out = Vec::new();
+    plain.extract(bat.end()..bat.end() + (1 << 20), &mut out, &mut ()).unwrap();
+    assert!(out == whole_disk(&original)[..1 << 20]);
+}
+
+/// A file of random bytes holds nothing, and costs no more than a look.
+#[test]
+fn junk_gives_nothing_and_does_no_harm() {
+    let mut random = Random::new(7);
+    let bytes: Vec<u8> = (0..3 << 20).map(|_| random.any() as u8).collect();
+    for length in [0, 1, 4096, (1 << 20) - 1, 1 << 20, 3 << 20] {
+        let file = Arc::new(MemoryStorage::new(bytes[..length].to_vec()));
+        let salvage = Salvage::read(file, &SalvageOptions::new(), &mut ()).unwrap();
+        assert!(salvage.report().geometry.is_none() && salvage.image().unwrap().is_none());
+        assert!(salvage.write(&MemoryStorage::empty(), None, &mut ()).is_err());
+    }
+}
+
+/// Holes are passed by: a sparse file of a tebibyte, its structures gone but for some at its end, takes no time.
+#[test]
+fn a_huge_sparse_file_is_looked_through_without_reading_its_holes() {
+    let started = std::time::Instant::now();
+    let file = Arc::new(MemoryStorage::empty());
+    file.set_len(1 << 40).unwrap();
+    let sample = samples::clean().build_vec();
+    let at = (1 << 40) - sample.len() as u64;
+    file.write_at(at, &sample).unwrap();
+    let counted = Arc::new(common::Counting::new(file));
+    let medium = Arc::clone(&counted) as Arc<dyn Storage>;
+    let salvage = Salvage::read(medium, &SalvageOptions::new(), &mut ()).unwrap();
+    // The metadata is found by its signature; the table names places that are holes here.
+    assert!(salvage.report().geometry.is_some(), "{:#?}", salvage.report());
+    assert!(counted.count() < 200 << 20, "{} bytes were read", counted.count());
+    assert!(started.elapsed().as_secs() < 30);
+}
+
+/// Claims as large as the format allows, by a file that holds next to nothing; and every block at one place:
+/// what comes out is bounded by what the file holds.
+#[test]
+fn huge_claims_cost_little_and_no_place_is_given_out_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    for differencing in [false, true] {
+        let size = 64u64 << 40;
+        let image = match differencing {
+            false => vhdxkit_testkit::Image::dynamic(size),
+            true => vhdxkit_testkit::Image::differencing(size, vhdxkit_testkit::guid(1, 1))
+                .parent_path("relative_path", r".\parent.vhdx"),
+        };
+        let text = vhdxkit_testkit::Contents::Data(b"one block for all".to_vec());
+        let image = image.block_size(32 << 20).bat_length(32 << 20).place_block(0, 100, text);
+        let all_at_one =
+            |image: vhdxkit_testkit::Image, index| image.bat_entry(index, 100 << 20 | 6);
+        let path = dir.path().join("claims.vhdx");
+        (1..4000).fold(image, all_at_one).build_file(&path);
+        let length = std::fs::metadata(&path).unwrap().len();
+        let file = file(&path);
+        let started = std::time::Instant::now();
+        let salvage = Salvage::read(file, &SalvageOptions::new(), &mut ()).unwrap();
+        let report = salvage.report();
+        assert!(report.recovered <= length);
+        assert!(report.fates.count(Fate::Lost) >= 3800, "{:?}", report.fates.count(Fate::Lost));
+        assert_eq!(report.fates.count(Fate::Intact), 0, "the one owner is not certain either");
+        assert!(started.elapsed().as_secs() < 60);
+    }
+}
+
+/// Bad spots of a failing disk read zeros, are told, and end nothing.
+#[test]
+fn what_cannot_be_read_is_told_and_the_rest_is_had() {
+    let sample = samples::clean();
+    let bytes = sample.build_vec();
+    let original = common::open(MemoryStorage::new(bytes.clone())).unwrap();
+    let place = original.extents(0..512).next().unwrap().unwrap().file_offset.unwrap();
+    let bad = common::Counting::with_bad_spot(MemoryStorage::new(bytes), place..place + 1);
+    let salvage = Salvage::read(Arc::new(bad), &SalvageOptions::new(), &mut ()).unwrap();
+    let target = Arc::new(MemoryStorage::empty());
+    salvage.write(&*target, None, &mut ()).unwrap();
+    assert_eq!(salvage.unreadable(), [place..place + 4096]);
+    let result = OpenOptions::new().open_storage(target).unwrap();
+    let (mut was, mut is) = (whole_disk(&original), whole_disk(&result));
+    assert!(is[..4096].iter().all(|byte| *byte == 0));
+    assert!(was.split_off(4096) == is.split_off(4096));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Any part of any sample overwritten with anything: no panic, no write to the source, no result larger than
+    /// the file, and the view is an image without errors.
+    #[test]
+    fn any_damage_is_survived(
+        which in 0..4usize,
+        places in proptest::collection::vec((0..8u64 << 20, 1..200_000u64, any::<bool>()), 0..5),
+        values in proptest::collection::vec((0..0x60_0000u64, any::<u64>()), 0..20),
+        cut in proptest::option::of(0..8u64 << 20),
+    ) {
+        let samples = samples::all();
+        let file = MemoryStorage::new(samples[which].image.build_vec());
+        let length = file.len().unwrap();
+        for (at, value) in values {
+            if at * 8 % length + 8 <= length {
+                file.write_at(at * 8 % length, &value.to_le_bytes()).unwrap();
+            }
+        }
+        for (start, size, zeros) in places {
+            let range = start.min(length)..(start + size).min(length);
+            let with = if zeros { Instead::Zeros } else { Instead::Junk };
+            let damage = Damage { with, ..wiped("some", &[range]) };
+            let inner: Arc<dyn Storage> = Arc::new(MemoryStorage::new(file.to_vec()));
+            let mut bytes = vec![0; length as usize];
+            Damaged { inner, damage }.read_at(0, &mut bytes).unwrap();
+            file.write_at(0, &bytes).unwrap();
+        }
+        let damage = Damage { cut, ..no_damage() };
+        let inner: Arc<dyn Storage> = Arc::new(file);
+        let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+        prop_assert!(salvage.report().recovered <= length);
+        if let Some(view) = salvage.image().unwrap() {
+            let findings = check(Arc::clone(view.storage()), &mut ()).unwrap();
+            let errors = findings.list().iter().filter(|d| d.severity() == Severity::Error);
+            prop_assert_eq!(errors.count(), 0, "{:?}", findings.list());
+            prop_assert_eq!(salvage.report().fates.total(), view.geometry().blocks());
+        }
+    }
+}

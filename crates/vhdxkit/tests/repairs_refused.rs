@@ -1,0 +1,450 @@
+//! What a repair must not do: touch what it cannot mend, guess, lose an undo, make anything worse.
+
+mod common;
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use vhdxkit::defect::Severity;
+use vhdxkit::ops::check::check;
+use vhdxkit::ops::repair::{KeepUndo, Repair, RepairOptions, Undo, plan, plan_file, undo_file};
+use vhdxkit::storage::{MemoryStorage, Storage};
+use vhdxkit::{ErrorKind, OpenOptions};
+use vhdxkit_testkit::faults::{Fault, repairable, sound};
+use vhdxkit_testkit::patch::{put_u64, reseal_region_table};
+use vhdxkit_testkit::random::Random;
+use vhdxkit_testkit::{Contents, Image, guid};
+
+const MIB: u64 = 1 << 20;
+
+fn everything() -> RepairOptions {
+    RepairOptions { discard_log: true, allow_data_loss: true, header: Some(1), seed: Some(3) }
+}
+
+/// Whatever may be lost, these are beyond a repair: not a byte changes, and the words say what to try.
+#[test]
+fn what_cannot_be_mended_is_left_byte_for_byte() {
+    let sealed = |change: fn(&mut Vec<u8>)| {
+        let mut bytes = sound().build_vec();
+        change(&mut bytes);
+        bytes
+    };
+    let partial = Image::differencing(16 * MIB, guid(9, 9)).partial_block(4, [0], vec![7; 512]);
+    let mut no_bitmap = partial.build_vec();
+    put_u64(&mut no_bitmap, partial.layout().bat_offset + 8 * 4096, 0);
+    let mut state_four = sound().build_vec();
+    put_u64(&mut state_four, sound().layout().bat_offset + 8 * 9, 4);
+    for (code, bytes) in [
+        ("V1", vec![0; 2 << 20]),
+        ("V1", b"vhdxfile".to_vec()),
+        ("V2", sealed(|bytes| bytes[0x1_0000..0x3_0000].fill(0))),
+        (
+            "V5",
+            sealed(|bytes| {
+                for copy in 0..2 {
+                    bytes[0x1_0042 + copy * 0x1_0000] = 2;
+                    vhdxkit_testkit::reseal_header(bytes, copy);
+                }
+            }),
+        ),
+        ("V11", sealed(|bytes| bytes[0x3_0000..0x5_0000].fill(0))),
+        (
+            "V13",
+            sealed(|bytes| {
+                // The metadata region over the block table.
+                for copy in 0..2 {
+                    put_u64(bytes, 0x3_0010 + copy * 0x1_0000 + 32 + 16, 3 * MIB);
+                    reseal_region_table(bytes, copy as usize);
+                }
+            }),
+        ),
+        ("V14", sealed(|bytes| bytes.truncate(3 << 20))),
+        ("V17", sealed(|bytes| bytes[2 << 20] = 0)),
+        ("V21", sealed(|bytes| bytes[(2 << 20) + 0x1_0000] = 1)),
+        ("V26", state_four),
+        ("V31", no_bitmap),
+    ] {
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let plan = plan(file.clone(), &everything(), &mut ()).unwrap();
+        let _named = common::NamedOnFailure(format!("{code} {plan:?}"));
+        assert!(plan.is_empty() && plan.steps().is_empty());
+        plan.carry_out(&*file, &mut ()).unwrap();
+        assert!(file.to_vec() == bytes, "something was written");
+        let left = plan.left().iter().find(|left| left.code == code).expect("it is told");
+        assert!(left.severity == Severity::Error && left.word.is_none() && left.why.len() > 20);
+    }
+}
+
+/// A file that starts with nothing at all may be one that was never finished: writing its name on it would make
+/// an image of it.
+#[test]
+fn a_file_that_was_never_finished_is_not_taken_for_an_image() {
+    let mut bytes = sound().build_vec();
+    bytes[..0x1_0000].fill(0);
+    let file = Arc::new(MemoryStorage::new(bytes));
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    assert!(thought.is_empty() && thought.left()[0].word.is_some());
+    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(!check(file, &mut ()).unwrap().has_problems());
+}
+
+/// A log is given up only where the file is sound without it.
+#[test]
+fn a_log_is_not_discarded_from_a_file_that_needs_it() {
+    let image = sound();
+    let mut bytes = image.clone().dirty(image.session(1)).build_vec();
+    put_u64(&mut bytes, image.layout().bat_offset + 8 * 9, 4);
+    let file = Arc::new(MemoryStorage::new(bytes));
+    let plan = plan(file, &everything(), &mut ()).unwrap();
+    assert!(plan.is_empty(), "{plan:?}");
+    assert!(plan.left().iter().any(|left| left.code == "V8" && left.why.contains("state 4")));
+}
+
+/// As long as a block lies behind the end of the file, and nobody has said that it may be lost, the file must
+/// not grow: the block would read as zeros, and no check would find it any more.
+#[test]
+fn the_file_does_not_grow_over_what_is_missing() {
+    let image = sound();
+    let mut bytes = image.build_vec();
+    let place = |block: u64| image.layout().blocks[&block];
+    let bat = image.layout().bat_offset;
+    put_u64(&mut bytes, bat + 8 * 9, place(2) | 6);
+    let behind = bytes.len() as u64 + MIB;
+    put_u64(&mut bytes, bat + 8 * 10, behind | 6);
+    put_u64(&mut bytes, bat + 8 * 11, (900 * MIB) | 2);
+    let file = Arc::new(MemoryStorage::new(bytes));
+    let before = file.len().unwrap();
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    assert_eq!(thought.codes(), ["V32"], "{thought:?}");
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert_eq!(file.len().unwrap(), before);
+    let codes = |file: &Arc<MemoryStorage>| -> Vec<&str> {
+        let findings = check(file.clone(), &mut ()).unwrap();
+        findings.list().iter().map(vhdxkit::defect::Defect::code).collect()
+    };
+    assert_eq!(codes(&file), ["V29", "V30"]);
+    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    assert_eq!(thought.lost(), std::slice::from_ref(&(10 * MIB..11 * MIB)));
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert_eq!(codes(&file), Vec::<&str>::new());
+}
+
+/// What looks like junk in a disk that QEMU has made may be a block's only trace.
+#[test]
+fn a_page_that_may_be_shifted_is_not_cleared() {
+    let image = Image::dynamic(16 * MIB).creator("QEMU v7.2.0").block(0, Contents::Pattern(1));
+    let mut bytes = image.build_vec();
+    // Behind the last entry; the rest of the page is not as QEMU would have it.
+    let place = bytes.len() as u64;
+    bytes.resize(bytes.len() + (1 << 20), 0x77);
+    put_u64(&mut bytes, image.layout().bat_offset + 8 * 16, place | 6);
+    put_u64(&mut bytes, image.layout().bat_offset + 8 * 9, (900 * MIB) | 2);
+    let file = Arc::new(MemoryStorage::new(bytes));
+    let plan = plan(file, &RepairOptions::default(), &mut ()).unwrap();
+    assert!(plan.is_empty());
+    assert!(plan.left().iter().any(|left| left.why.contains("8.0")), "{plan:?}");
+}
+
+/// Junk is junk where it names nothing that is not another's: real files have it.
+#[test]
+fn junk_in_a_disk_of_qemus_is_cleared() {
+    let image = Image::dynamic(5 << 30).creator("QEMU v7.2.0").block(0, Contents::Pattern(1));
+    for junk in [image.layout().blocks[&0] | 6, (900 * MIB) | 6, 3] {
+        let mut bytes = image.build_vec();
+        put_u64(&mut bytes, image.layout().bat_offset + 8 * 4096, junk);
+        let file = Arc::new(MemoryStorage::new(bytes));
+        let plan = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+        plan.carry_out(&*file, &mut ()).unwrap();
+        assert_eq!(plan.codes(), ["V26"], "{plan:?}");
+        assert!(check(file, &mut ()).unwrap().list().is_empty());
+    }
+}
+
+fn some_fault(code: &str) -> Fault {
+    repairable().into_iter().find(|fault| fault.code == code).expect("it is there")
+}
+
+/// Thinking a repair out changes nothing, not even the time of the file; and says what would be written.
+#[test]
+fn a_dry_run_does_not_touch_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhdx");
+    for fault in repairable() {
+        std::fs::write(&path, &fault.bytes).unwrap();
+        let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+        plan_file(&path, &RepairOptions::default(), false, &mut ()).unwrap();
+        assert!(std::fs::read(&path).unwrap() == fault.bytes, "{}", fault.name);
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), before);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+fn undo_of(path: &Path) -> std::path::PathBuf {
+    let repair = Repair::open(path, &RepairOptions::default(), &mut ()).unwrap();
+    let undo = repair.save_undo(KeepUndo::Beside).unwrap().expect("something to undo");
+    repair.carry_out(&mut ()).unwrap();
+    undo
+}
+
+/// Restoring old bytes into a disk that somebody has used since would destroy it.
+#[test]
+fn an_undo_is_refused_for_another_image_and_for_one_that_was_written_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhdx");
+    let fault = some_fault("V27");
+    std::fs::write(&path, &fault.bytes).unwrap();
+    let undo = undo_of(&path);
+    assert!(undo.file_name().unwrap().to_str().unwrap().starts_with("disk.vhdx.undo-20"));
+
+    let other = dir.path().join("other.vhdx");
+    std::fs::write(&other, sound().seed(77).build_vec()).unwrap();
+    let before = std::fs::read(&other).unwrap();
+    let error = undo_file(&other, &undo, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("disk.vhdx"), "{error}");
+    assert!(std::fs::read(&other).unwrap() == before);
+
+    // A guest writes one sector.
+    let image = OpenOptions::new().write(true).open(&path).unwrap();
+    image.write_at(0, &[0x99; 512]).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let used = std::fs::read(&path).unwrap();
+    let error = undo_file(&path, &undo, false).unwrap_err();
+    assert!(error.to_string().contains("written"), "{error}");
+    assert!(std::fs::read(&path).unwrap() == used);
+    // At the user's word.
+    assert!(undo_file(&path, &undo, true).unwrap().forced);
+}
+
+/// Somebody has changed a table of the repaired file with other tools, which leave the headers alone.
+#[test]
+fn an_undo_sees_changes_that_no_header_tells_of() {
+    let fault = some_fault("V27");
+    let file = Arc::new(MemoryStorage::new(fault.bytes));
+    let undo = MemoryStorage::empty();
+    let plan = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    plan.write_undo(&*file, "disk.vhdx", &undo).unwrap();
+    plan.carry_out(&*file, &mut ()).unwrap();
+    file.write_at(sound().layout().bat_offset + 8 * 12, &[2]).unwrap();
+    let undo = Undo::read(&undo).unwrap();
+    assert!(undo.restore(&*file, false).unwrap_err().to_string().contains("written"));
+}
+
+#[test]
+fn an_undo_file_with_one_wrong_bit_is_refused() {
+    let fault = some_fault("V32");
+    let file = Arc::new(MemoryStorage::new(fault.bytes));
+    let undo = MemoryStorage::empty();
+    let options = RepairOptions::default();
+    plan(file.clone(), &options, &mut ()).unwrap().write_undo(&*file, "x", &undo).unwrap();
+    let whole = undo.to_vec();
+    assert!(Undo::read(&undo).is_ok());
+    let mut random = Random::new(5);
+    for _ in 0..200 {
+        let mut bytes = whole.clone();
+        let at = random.below(whole.len() as u64) as usize;
+        bytes[at] ^= 1 << random.below(8);
+        assert!(Undo::read(&MemoryStorage::new(bytes)).is_err());
+    }
+    for length in [0, 8, 71, 72, 100, whole.len() - 1] {
+        assert!(Undo::read(&MemoryStorage::new(whole[..length].to_vec())).is_err());
+    }
+}
+
+/// An undo file never replaces anything, two of one second included; and its partial form does not stay.
+#[test]
+fn undo_files_do_not_replace_one_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhdx");
+    let mut undos = Vec::new();
+    for _ in 0..3 {
+        std::fs::write(&path, some_fault("V27").bytes).unwrap();
+        undos.push(undo_of(&path));
+    }
+    undos.sort();
+    undos.dedup();
+    assert_eq!(undos.len(), 3);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
+}
+
+#[test]
+fn an_image_in_use_is_not_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhdx");
+    std::fs::write(&path, some_fault("V32").bytes).unwrap();
+    let image = OpenOptions::new().open(&path).unwrap();
+    let error = Repair::open(&path, &RepairOptions::default(), &mut ()).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    drop(image);
+}
+
+/// A medium on which call number `at` and all later ones that take space fail; or one sync, once.
+struct Failing {
+    inner: MemoryStorage,
+    at: usize,
+    calls: AtomicUsize,
+    /// Only the one call.
+    once: bool,
+}
+
+impl Failing {
+    fn call(&self) -> io::Result<()> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let fails = if self.once { number == self.at } else { number >= self.at };
+        if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl Storage for Failing {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.call()?;
+        self.inner.write_at(offset, buf)
+    }
+    fn sync(&self) -> io::Result<()> {
+        if self.once { self.call() } else { Ok(()) }
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        if length > self.inner.len()? {
+            self.call()?;
+        }
+        self.inner.set_len(length)
+    }
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.punch(range)
+    }
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.call()?;
+        self.inner.allocate(range)
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.next_data(offset)
+    }
+}
+
+/// The disk is full, or a call fails, at every place in turn: the error is told, a second repair comes to the
+/// end, and the undo file restores every byte.
+#[test]
+fn a_full_disk_at_any_write_costs_nothing() {
+    let mut failed = 0;
+    for (number, fault) in repairable().into_iter().enumerate() {
+        let options = RepairOptions {
+            discard_log: fault.discard_log,
+            allow_data_loss: fault.allow_data_loss,
+            header: fault.header,
+            seed: Some(11),
+        };
+        let sound = Arc::new(MemoryStorage::new(fault.bytes.clone()));
+        let thought = plan(sound.clone(), &options, &mut ()).unwrap();
+        let undo = MemoryStorage::empty();
+        thought.write_undo(&*sound, "disk.vhdx", &undo).unwrap();
+        // A call that fails alone is much the same everywhere: every third of them.
+        let kinds = if number % 3 == 0 { &[false, true][..] } else { &[false] };
+        for &once in kinds {
+            for at in 0.. {
+                let _named = common::NamedOnFailure(format!("{}, call {at}", fault.name));
+                let inner = MemoryStorage::new(fault.bytes.clone());
+                let medium = Failing { inner, at, calls: AtomicUsize::new(0), once };
+                let done = thought.carry_out(&medium, &mut ());
+                if medium.calls.load(Ordering::Relaxed) <= at {
+                    done.unwrap();
+                    break;
+                }
+                assert_eq!(
+                    done.unwrap_err().io_error().unwrap().kind(),
+                    io::ErrorKind::StorageFull
+                );
+                failed += 1;
+                let left = medium.inner.to_vec();
+                // No space taken stays taken for nothing.
+                let again = Arc::new(MemoryStorage::new(left.clone()));
+                let second = plan(again.clone(), &options, &mut ()).unwrap();
+                second.carry_out(&*again, &mut ()).unwrap();
+                let findings = check(again, &mut ()).unwrap();
+                assert!(!findings.has_problems(), "{:?}", findings.list());
+                let back = MemoryStorage::new(left);
+                Undo::read(&undo).unwrap().restore(&back, false).unwrap();
+                assert!(back.to_vec() == fault.bytes, "undone, it is not what it was");
+            }
+        }
+    }
+    assert!(failed > 300, "only {failed} failures");
+    println!("{failed} failures");
+}
+
+/// Any damage at all, thousands of times: no panic, never a fault that was not there, and the undo file restores
+/// every byte.
+#[test]
+fn random_damage_is_never_made_worse() {
+    let session = sound().session(1);
+    let base = sound()
+        .dirty(session)
+        .log_entry(vhdxkit_testkit::LogEntry::new().allocate(9, Contents::Pattern(0x99)));
+    let bases = [sound().build_vec(), base.build_vec()];
+    let mut random = Random::new(2026);
+    let mut repaired = 0;
+    for round in 0..600 {
+        let mut bytes = bases[round % 2].clone();
+        for _ in 0..=random.below(3) {
+            // Where tables are: headers, region tables, log, metadata, block table.
+            let starts = [
+                0u64,
+                0x1_0000,
+                0x2_0000,
+                0x3_0000,
+                0x4_0000,
+                MIB,
+                MIB + 4096,
+                2 * MIB,
+                2 * MIB + 0x1_0000,
+                3 * MIB,
+                3 * MIB,
+            ];
+            let at = starts[random.below(starts.len() as u64) as usize] + random.below(160);
+            let end = (at as usize + 1 + random.below(9) as usize).min(bytes.len());
+            for byte in &mut bytes[at as usize..end] {
+                *byte = random.below(256) as u8;
+            }
+        }
+        for copy in 0..2 {
+            if random.below(2) == 0 {
+                vhdxkit_testkit::reseal_header(&mut bytes, copy);
+                reseal_region_table(&mut bytes, copy);
+            }
+        }
+        if random.below(4) == 0 {
+            let length = bytes.len() as u64 - random.below(4 * MIB);
+            bytes.truncate(length as usize);
+        }
+        let options = if random.below(2) == 0 { RepairOptions::default() } else { everything() };
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let _named = common::NamedOnFailure(format!("round {round}"));
+        let Ok(thought) = plan(file.clone(), &options, &mut ()) else { continue };
+        let undo = MemoryStorage::empty();
+        thought.write_undo(&*file, "disk.vhdx", &undo).unwrap();
+        thought.carry_out(&*file, &mut ()).unwrap();
+        let errors = |findings: &vhdxkit::findings::Findings| {
+            findings.list().iter().filter(|found| found.severity() == Severity::Error).count()
+        };
+        let after = check(file.clone(), &mut ()).unwrap();
+        assert_eq!(errors(&after), errors(thought.after()), "not what was promised");
+        if thought.is_empty() {
+            assert!(file.to_vec() == bytes);
+            continue;
+        }
+        repaired += 1;
+        let report = Undo::read(&undo).unwrap().restore(&*file, false).unwrap();
+        assert!(report.changed && file.to_vec() == bytes);
+    }
+    assert!(repaired > 100, "only {repaired} were repaired");
+}
