@@ -2,6 +2,7 @@
 
 mod chain;
 mod making;
+mod mapping;
 #[cfg(target_os = "linux")]
 mod mounting;
 mod recovering;
@@ -21,6 +22,7 @@ pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_a
 pub(crate) use making::{
     ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
 };
+pub(crate) use mapping::MapArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use mounting::{MountArgs, UnmountArgs};
 pub(crate) use recovering::RecoverArgs;
@@ -34,6 +36,7 @@ Examples:
   vhdx convert disk.vhdx disk.raw     its true contents, log replayed in memory
   vhdx log show disk.vhdx             what the last writer was doing
   vhdx check disk.vhdx                everything that is wrong with it
+  vhdx map --html disk.html disk.vhdx a picture of it, on one page
   vhdx recover broken.vhdx --to new.vhdx  what can be had when it opens no more
   vhdx create disk.vhdx 64G           a new disk
   vhdx info --chain newest.avhdx      a checkpoint and what it builds on
@@ -99,11 +102,19 @@ Examples:
   vhdx log extract disk.vhdx --entry 1004 -o e   one entry's bytes"
     )]
     Log(LogCommand),
-    /// List where the bytes of the virtual disk lie.
+    /// List where the bytes of the virtual disk lie, or show all of an image on one page.
     #[command(before_help = "\
 Examples:
   vhdx map disk.vhdx
-  vhdx map --json child.avhdx | jq '.[] | select(.state == \"data\")'")]
+  vhdx map --html disk.html disk.vhdx    a picture of it, for a browser or a printer
+  vhdx map --json child.avhdx | jq '.[] | select(.state == \"data\")'
+
+The page shows the disk block by block, with its file systems and their free space, the file from end to end, the \
+log as a story, and what `check` finds. It is one file, without scripts, and needs no network. Of an image that cannot \
+be opened it shows what can be read.
+
+Exit status with --html: that of `check`. 0 no problem, 3 problems found (the page lists them), 1 the file could not \
+be read or the page not written, 4 the image is in use.")]
     Map(MapArgs),
     /// Decode the structures of the file, with their offsets.
     #[command(before_help = "\
@@ -535,15 +546,6 @@ pub(crate) struct ExtractArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-/// Arguments of `map`.
-#[derive(Debug, Args)]
-pub(crate) struct MapArgs {
-    /// The VHDX file.
-    pub(crate) image: PathBuf,
-    #[command(flatten)]
-    pub(crate) open: ContentsArgs,
 }
 
 /// Arguments of `dump`.

@@ -211,7 +211,7 @@ pub(super) fn print_advice(
 }
 
 /// The worst of it, as one would say it.
-fn what_happened<'a>(bad: impl Iterator<Item = &'a Defect>) -> &'static str {
+pub(super) fn what_happened<'a>(bad: impl Iterator<Item = &'a Defect>) -> &'static str {
     let mut told = "a table of the file breaks the format, in a way that costs nothing yet";
     let mut rank = 0;
     for finding in bad {
@@ -249,7 +249,7 @@ fn what_happened<'a>(bad: impl Iterator<Item = &'a Defect>) -> &'static str {
     told
 }
 
-fn what_is_safe(findings: &Findings) -> &'static str {
+pub(super) fn what_is_safe(findings: &Findings) -> &'static str {
     let has = |which: fn(&Defect) -> bool| findings.list().iter().any(which);
     if number_of(findings, Severity::Error) == 0 {
         "every byte of the disk: it can be read as it is; the file was not changed"

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use vhdxkit::format::Guid;
-use vhdxkit::format::bat::{PayloadState, RawEntry};
-use vhdxkit::log::{EntryStatus, Log, LogState};
+use vhdxkit::format::bat::RawEntry;
+use vhdxkit::log::{Log, LogState};
 use vhdxkit::ops::inspect::inspect_storage;
-use vhdxkit::ops::timeline::{BatChange, LogChange, LogTarget, TimelineEntry, for_each_entry};
+use vhdxkit::ops::timeline::{LogChange, LogTarget, TimelineEntry, for_each_entry};
 use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 use vhdxkit::view::geometry::BatSlot;
 use vhdxkit::view::headers::HeaderPair;
 
 use super::Context;
+use super::log_words::{self, state_name};
 use crate::args::ImageArgs;
 use crate::console::{count, size};
 use anyhow::Context as _;
@@ -123,16 +124,7 @@ impl<W: Write> Teller<'_, W> {
             let which = if current { "This session" } else { "An earlier session" };
             writeln!(self.out, "\n{which}, {}", info.log_guid)?;
         }
-        let what = match (told.entry.status, &told.entry.fault) {
-            (EntryStatus::Active, _) => "TO BE APPLIED".to_owned(),
-            (EntryStatus::Superseded, _) if is_retired(log, info.sequence) => {
-                "already in place".to_owned()
-            }
-            (EntryStatus::Superseded, _) => "superseded, not replayed".to_owned(),
-            (EntryStatus::Foreign, _) => "history".to_owned(),
-            (EntryStatus::Torn, Some(fault)) => format!("TORN, does not count: {fault}"),
-            (EntryStatus::Torn, None) => "TORN, does not count".to_owned(),
-        };
+        let what = log_words::status(log, &told.entry);
         let place = format!("at {:#x}", info.log_offset);
         writeln!(
             self.out,
@@ -140,49 +132,8 @@ impl<W: Write> Teller<'_, W> {
             info.sequence,
             size(info.length.into())
         )?;
-        if told.entry.status != EntryStatus::Torn && told.changes.is_empty() {
-            writeln!(self.out, "      empty: opens a session or moves its tail on")?;
-        }
-        for change in &told.changes {
-            self.change(change)?;
-        }
-        Ok(())
-    }
-
-    fn change(&mut self, change: &LogChange) -> anyhow::Result<()> {
-        let LogChange { zero, file_offset, length, target, bat_changes, left_out } = change;
-        let target = match target {
-            LogTarget::Bat => "block table",
-            LogTarget::SectorBitmap => "sector bitmap",
-            LogTarget::Metadata => "metadata",
-            LogTarget::RegionTable => "region table",
-            LogTarget::Other => "file",
-        };
-        if *zero {
-            writeln!(
-                self.out,
-                "      zeroes {} of the {target} at {file_offset:#x}",
-                size(*length)
-            )?;
-            return Ok(());
-        }
-        match bat_changes.as_slice() {
-            [] => writeln!(self.out, "      writes 4 KiB of the {target} at {file_offset:#x}")?,
-            changes if changes.len() > 4 && changes.iter().all(|c| c.before.is_none()) => {
-                let used = count(changes.len() as u64, "entry", "entries");
-                writeln!(
-                    self.out,
-                    "      writes 4 KiB of the {target} at {file_offset:#x}: {used} in use, what changed is not known"
-                )?;
-            }
-            changes => {
-                for change in changes {
-                    writeln!(self.out, "      {}", bat_text(change))?;
-                }
-            }
-        }
-        if *left_out > 0 {
-            writeln!(self.out, "      and {left_out} more changes")?;
+        for change in log_words::changes(told) {
+            writeln!(self.out, "      {change}")?;
         }
         Ok(())
     }
@@ -199,32 +150,6 @@ impl<W: Write> Teller<'_, W> {
             )?;
         }
         Ok(())
-    }
-}
-
-/// Whether the newest entry says that this one of its session was in place before.
-fn is_retired(log: &Log, sequence: u64) -> bool {
-    let first = log.active().and_then(|active| active.entries().first());
-    first.is_some_and(|first| sequence < first.sequence)
-}
-
-fn state_name(raw: RawEntry) -> &'static str {
-    PayloadState::from_raw(raw.state()).map_or("reserved", PayloadState::name)
-}
-
-fn bat_text(change: &BatChange) -> String {
-    let who = match change.slot {
-        BatSlot::Payload(block) => format!("block {block}"),
-        BatSlot::Bitmap(chunk) => format!("sector bitmap of chunk {chunk}"),
-        BatSlot::Padding => format!("entry {}", change.bat_index),
-    };
-    let put = |raw: RawEntry| match raw.file_offset() {
-        0 => state_name(raw).replace('_', " "),
-        at => format!("{} at {at:#x}", state_name(raw).replace('_', " ")),
-    };
-    match change.before {
-        Some(before) => format!("{who}: {} -> {}", put(before), put(change.after)),
-        None => format!("{who}: now {}", put(change.after)),
     }
 }
 

@@ -18,6 +18,7 @@ mod info_other;
 mod log_extract;
 mod log_replay;
 mod log_show;
+mod log_words;
 mod ls;
 mod map;
 mod measure;
@@ -62,7 +63,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(LogCommand::Show(args)) => log_show::run(&args, context).map(done),
         Command::Log(LogCommand::Replay(args)) => log_replay::run(&args, context).map(done),
         Command::Log(LogCommand::Extract(args)) => log_extract::run(&args).map(done),
-        Command::Map(args) => map::run(&args, context).map(done),
+        Command::Map(args) => map::run(&args, context),
         Command::Dump(args) => dump::run(&args, context).map(done),
         Command::Read(args) => read::run(&args).map(done),
         Command::Recover(args) => recover::run(&args, context),

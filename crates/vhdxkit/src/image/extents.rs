@@ -88,6 +88,16 @@ pub struct Extents<'a> {
     failed: bool,
 }
 
+/// [`Extents`] for those who want to see all of a damaged disk: see [`Image::sweep`].
+pub(crate) struct Sweep<'a>(Pieces<'a>);
+
+/// A piece of the disk, neighbours not joined.
+pub(crate) enum Swept {
+    Known(Extent),
+    /// What a damaged entry of a BAT stands for.
+    Damaged(Range<u64>),
+}
+
 /// What one image of the chain says, before neighbours are joined.
 struct Pieces<'a> {
     image: &'a Image,
@@ -124,6 +134,11 @@ impl Image {
     #[must_use]
     pub fn extents(&self, range: Range<u64>) -> Extents<'_> {
         Extents { pieces: Pieces::new(self, 0, range), last: None, failed: false }
+    }
+
+    /// Every piece of the disk, damaged ones too, in order and without gaps.
+    pub(crate) fn sweep(&self) -> Sweep<'_> {
+        Sweep(Pieces::new(self, 0, 0..self.virtual_size()))
     }
 }
 
@@ -213,7 +228,24 @@ impl<'a> Pieces<'a> {
         })
     }
 
-    /// Appends the pieces of the next block, or of all blocks of a hole.
+    /// What the call of [`next`](Self::next) that failed stands for, if all the rest can still be had: a
+    /// block whose entry is damaged is left behind.
+    fn damaged(&mut self) -> Option<Range<u64>> {
+        if let Some(below) = &mut self.below {
+            return below.damaged();
+        }
+        let geometry = self.image.geometry();
+        let block = self.next_block;
+        let start = geometry.block_start(block);
+        let end = start.saturating_add(geometry.used_bytes(block)).min(self.range.end);
+        self.ready.clear();
+        self.next_block = block.saturating_add(1);
+        let start = start.max(self.range.start);
+        (start < end).then_some(start..end)
+    }
+
+    /// Appends the pieces of the next block, or of all blocks of a hole. When that fails, `next_block` is
+    /// still the block that it failed at.
     fn advance(&mut self) -> Result<()> {
         let geometry = self.image.geometry();
         let after_hole = self.end_of_hole()?;
@@ -332,5 +364,21 @@ impl Iterator for Extents<'_> {
             }
         }
         self.last.take().map(Ok)
+    }
+}
+
+impl Iterator for Sweep<'_> {
+    type Item = Result<Swept>;
+
+    /// Whoever sees an error must stop: then the medium failed, not the format.
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.0.next() {
+            Ok(piece) => piece.map(|extent| Ok(Swept::Known(extent))),
+            Err(error) if error.defect().is_some() => match self.0.damaged() {
+                Some(range) => Some(Ok(Swept::Damaged(range))),
+                None => Some(Err(error)),
+            },
+            Err(error) => Some(Err(error)),
+        }
     }
 }

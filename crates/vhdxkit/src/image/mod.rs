@@ -31,6 +31,7 @@ use crate::{Error, Result};
 
 pub use create::CreateOptions;
 pub use cursor::Cursor;
+pub(crate) use extents::Swept;
 pub use extents::{Extent, ExtentState, Extents};
 pub(crate) use layout::{BatWriter, Identity, Layout, region_length};
 pub(crate) use open::{

@@ -45,7 +45,14 @@ impl SpaceMap {
 
     /// The runs of bytes that nobody owns, in order.
     pub(crate) fn gaps(&self) -> Vec<Range<u64>> {
-        let mut gaps: Vec<Range<u64>> = Vec::new();
+        let mut gaps = Vec::new();
+        self.for_each_gap(|gap| gaps.push(gap));
+        gaps
+    }
+
+    /// Calls `visit` with each of them. There may be many.
+    pub(crate) fn for_each_gap(&self, mut visit: impl FnMut(Range<u64>)) {
+        let mut gap: Option<Range<u64>> = None;
         // Files are mostly full: 64 mebibytes at a time are passed by.
         let open = (0u64..).step_by(64).zip(&self.owned).filter(|(_, word)| **word != u64::MAX);
         let numbers = open.flat_map(|(first, _)| first..first.saturating_add(64));
@@ -55,12 +62,16 @@ impl SpaceMap {
         for number in unowned {
             let start = number.saturating_mul(MIB);
             let end = start.saturating_add(MIB);
-            match gaps.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => gaps.push(start..end),
+            match &mut gap {
+                Some(gap) if gap.end == start => gap.end = end,
+                _ => {
+                    if let Some(done) = gap.replace(start..end) {
+                        visit(done);
+                    }
+                }
             }
         }
-        gaps
+        gap.into_iter().for_each(visit);
     }
 
     /// Whether any mebibyte of a range has an owner.
@@ -77,7 +88,9 @@ impl SpaceMap {
 
     /// Bytes of the file that nobody owns.
     pub(crate) fn unowned(&self) -> u64 {
-        self.gaps().iter().map(|gap| gap.end.saturating_sub(gap.start)).sum()
+        let mut bytes = 0u64;
+        self.for_each_gap(|gap| bytes = bytes.saturating_add(gap.end.saturating_sub(gap.start)));
+        bytes
     }
 }
 

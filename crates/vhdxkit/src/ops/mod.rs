@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod measure;
 pub mod merge;
 pub mod partitions;
+pub mod picture;
 pub mod recover;
 pub mod relink;
 pub mod repair;

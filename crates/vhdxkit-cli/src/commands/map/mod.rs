@@ -1,0 +1,129 @@
+//! `vhdx map`: the extents as a list, or all of the image as a page.
+
+mod html;
+
+use std::fs::{File, Metadata};
+use std::io::{self, BufWriter, Read as _, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use vhdxkit::storage::Storage as _;
+use vhdxkit::{Extent, Image};
+
+use super::{Context, new_file};
+use crate::args::{MapArgs, open_as_far_as_possible, warn};
+use crate::commands::convert::same_file;
+use crate::console::{self, size, stop_on_signal};
+use crate::failure::exit;
+use html::Facts;
+
+pub(crate) fn run(args: &MapArgs, context: Context) -> anyhow::Result<ExitCode> {
+    if let Some(target) = &args.html {
+        return run_html(args, target, context);
+    }
+    let (image, alone) = open_as_far_as_possible(args.open.options(), &args.image)?;
+    warn(&args.image, &image);
+    if let Some(problem) = alone {
+        eprintln!("warning: mapped without its parent: {problem}");
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    let printed =
+        if context.json { print_json(&image, &mut out) } else { print_text(&image, &mut out) };
+    printed.with_context(|| format!("cannot map {}", args.image.display()))?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The page shows what `check` finds, so its exit status is that of `check`.
+fn run_html(args: &MapArgs, target: &Path, context: Context) -> anyhow::Result<ExitCode> {
+    let existing = judge_page(&args.image, target, args.force)?;
+    stop_on_signal();
+    let share = args.open.open.force_share;
+    let facts = Facts::gather(&args.image, &args.open.options(), share, context.quiet)
+        .with_context(|| format!("cannot map {}", args.image.display()))?;
+    let page = html::page(&facts);
+    new_file::make(target, args.force, existing.as_ref(), |file| {
+        file.write_at(0, &page)
+            .and_then(|()| file.sync())
+            .map_err(|e| vhdxkit::Error::io("cannot write the page", 0, e))
+    })?;
+    let problems = facts.has_problems();
+    if context.json {
+        console::print_json(&json!({
+            "page": target.display().to_string(),
+            "bytes": page.len(),
+            "mapped": facts.has_picture(),
+            "result": if problems { "problems" } else { "ok" },
+        }))?;
+    } else {
+        let without = if facts.has_picture() { "" } else { ", without a map of the disk" };
+        let found = if problems { "; problems were found, the page lists them" } else { "" };
+        let (name, bytes) = (target.display(), size(page.len() as u64));
+        writeln!(io::stdout(), "{name}: {bytes}{without}{found}")?;
+    }
+    Ok(if problems { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// A page must not take the place of a disk, whatever the user's slip: not even by force.
+fn judge_page(image: &Path, target: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
+    if same_file(image, target) {
+        bail!("the page and the image are the same file");
+    }
+    let existing = new_file::judge_target(target, force)?;
+    if existing.as_ref().is_some_and(|meta| !meta.is_file()) {
+        bail!("{} is no file", target.display());
+    }
+    if existing.is_some() && is_image(target)? {
+        bail!("{} is a disk image; a page does not replace it", target.display());
+    }
+    Ok(existing)
+}
+
+fn is_image(path: &Path) -> anyhow::Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path).with_context(|| format!("cannot look into {}", path.display()))?;
+    file.take(8).read_to_end(&mut start)?;
+    Ok(start == b"vhdxfile")
+}
+
+/// One line per extent, written as it is found: the list may be long.
+fn print_json(image: &Image, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut separator = "[\n";
+    for extent in image.extents(0..image.virtual_size()) {
+        let Extent { start, length, state, depth, file_offset } = extent?;
+        let value = json!({
+            "start": start,
+            "length": length,
+            "state": state.name(),
+            "depth": depth,
+            "file_offset": file_offset,
+        });
+        write!(out, "{separator}  {value}")?;
+        separator = ",\n";
+    }
+    writeln!(out, "\n]")?;
+    Ok(())
+}
+
+fn print_text(image: &Image, out: &mut impl Write) -> anyhow::Result<()> {
+    writeln!(
+        out,
+        "{:>16} {:>16}  {:<14} {:>5} {:>16}",
+        "start", "length", "state", "depth", "file offset"
+    )?;
+    for extent in image.extents(0..image.virtual_size()) {
+        let extent = extent?;
+        let place = extent.file_offset.map_or_else(|| "-".to_owned(), |at| format!("{at:#x}"));
+        writeln!(
+            out,
+            "{:>#16x} {:>#16x}  {:<14} {:>5} {place:>16}",
+            extent.start,
+            extent.length,
+            extent.state.name(),
+            extent.depth
+        )?;
+    }
+    Ok(())
+}
