@@ -6,7 +6,7 @@ use crate::Trouble;
 use crate::bytes::zero_runs;
 
 /// So many ranges are kept; that is 64 MiB.
-const MOST_RANGES: usize = 4 << 20;
+pub(crate) const MOST_RANGES: usize = 4 << 20;
 
 /// The free bytes of a file system, counted from its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

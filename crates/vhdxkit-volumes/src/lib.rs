@@ -35,6 +35,7 @@ mod exfat;
 mod ext;
 mod fat;
 mod free;
+mod members;
 mod ntfs;
 mod own;
 mod partitions;

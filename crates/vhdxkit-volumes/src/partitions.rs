@@ -68,6 +68,32 @@ const GPT_NAMES: [(u128, &str); 9] = [
     (0x21686148_6449_6E6F_744E_656564454649, "BIOS boot"),
 ];
 
+/// FAT, NTFS and exFAT, hidden ones too; recovery; Linux; its swap; EFI.
+const PLAIN_MBR: [u8; 20] = [
+    0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E, 0x11, 0x14, 0x16, 0x17, 0x1B, 0x1C, 0x1E, 0x27, 0x82,
+    0x83, 0x93, 0xEA, 0xEF,
+];
+
+/// EFI, Windows' data and recovery; Linux: data, swap, /home, /srv, /boot, /var, and roots and /usr of the
+/// common machines.
+const PLAIN_GPT: [u128; 15] = [
+    0xC12A7328_F81F_11D2_BA4B_00A0C93EC93B,
+    0xEBD0A0A2_B9E5_4433_87C0_68B6B72699C7,
+    0xDE94BBA4_06D1_4D40_A16A_BFD50179D6AC,
+    0x0FC63DAF_8483_4772_8E79_3D69D8477DE4,
+    0x0657FD6D_A4AB_43C4_84E5_0933C84B4F4F,
+    0x933AC7E1_2EB4_4F13_B844_0E14E2AEF915,
+    0x3B8F8425_20E0_4F3B_907F_1A25A76F98E8,
+    0xBC13C2FF_59E6_4262_A352_B275FD6F7172,
+    0x4D21B016_B534_45C2_A9FB_5C16E091FD2D,
+    0x4F68BCE3_E8CD_4DB1_96E7_FBCAF984B709,
+    0x44479540_F297_41B2_9AF7_D131D5F0458A,
+    0xB921B045_1DF0_41C3_AF44_4C6F280D3FAE,
+    0x69DAD710_2CE4_4E3C_B16C_21A1D49ABED3,
+    0x8484680C_9521_48C6_9C11_B0720656F69E,
+    0xB0E01050_EE5F_4390_949A_9101B17104E9,
+];
+
 impl PartitionType {
     /// What people call it; `None` when it has no common name.
     #[must_use]
@@ -85,6 +111,16 @@ impl PartitionType {
     #[must_use]
     pub fn is_container(self) -> bool {
         matches!(self, Self::Mbr(byte) if mbr::is_extended(byte))
+    }
+
+    /// Whether such a partition holds one file system, or swap space, and all of it. Those of arrays, pools,
+    /// volume managers and dynamic disks hold pieces of something else, which may look like one.
+    #[must_use]
+    pub fn holds_a_file_system(self) -> bool {
+        match self {
+            Self::Mbr(byte) => PLAIN_MBR.contains(&byte),
+            Self::Gpt(guid) => PLAIN_GPT.iter().any(|known| Uuid::from_u128(*known) == guid),
+        }
     }
 
     /// The table that it stands in: `mbr` or `gpt`.
@@ -149,6 +185,19 @@ fn entries(disk: &dyn Disk) -> Result<Vec<Entry>> {
         true => gpt::entries(disk, sector),
         false => mbr::entries(disk, sector, &table),
     }
+}
+
+/// Whether the table that only keeps others off a GPT's disk has partitions of its own, which some systems go
+/// by, at other places than the GPT.
+pub(crate) fn tables_disagree(disk: &dyn Disk) -> Result<bool> {
+    let sector = u64::from(disk.sector_size());
+    let Some(table) = mbr::Table::read(disk, 0)?.filter(mbr::Table::is_protective) else {
+        return Ok(false);
+    };
+    let known = gpt::entries(disk, sector)?;
+    let own = mbr::entries(disk, sector, &table)?.into_iter();
+    let mut own = own.filter(|entry| entry.kind != PartitionType::Mbr(0xEE));
+    Ok(own.any(|own| !known.iter().any(|gpt| (gpt.start, gpt.end) == (own.start, own.end))))
 }
 
 /// Reads bytes of the disk; `None` when some of them lie behind its end.

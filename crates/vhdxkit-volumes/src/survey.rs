@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::recognise::signatures;
 use crate::{Disk, FreeMap, Window};
-use crate::{btrfs, exfat, ext, fat, ntfs, swap, xfs};
+use crate::{btrfs, exfat, ext, fat, members, ntfs, swap, xfs};
 
 /// What a file system says about its space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Survey {
     /// Why its free bytes must not be believed as they are: it was not unmounted cleanly, or hibernates.
     /// `None` when it was left in good order.
     pub unclean: Option<String>,
-    /// A whole system is suspended in it, which may have any other file system of the disk in use, too.
+    /// A whole system is suspended in it, with all that it has in use.
     pub asleep: bool,
 }
 
@@ -59,6 +59,9 @@ impl Trouble {
 /// [`Trouble`]: then everything in `range` counts as in use.
 pub fn survey(disk: &dyn Disk, range: Range<u64>) -> Result<Survey, Trouble> {
     let window = Window::new(disk, range.clone());
+    if let Some(owner) = members::owner(&window)? {
+        return Err(Trouble::not_known(format!("it belongs to {owner}")));
+    }
     let found = signatures(disk, range).map_err(Trouble::Io)?;
     if found.len() > 1 {
         let all = found.join(" and ");

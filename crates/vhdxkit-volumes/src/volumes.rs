@@ -3,14 +3,18 @@
 //! # Who is believed
 //! A file system's free bytes are only as good as the word that it is the one in that place. So nothing is
 //! believed where two claim the same bytes: partitions that overlap others, or a disk that has both a
-//! partition table with entries and a file system of its own; and nobody's on a disk on which a system is
-//! suspended. Bytes that belong to no partition are never
+//! partition table with entries and a file system of its own, or two partition tables that disagree; in
+//! a partition of a type that may hold a piece of something larger; and on a disk one of whose volumes is not at
+//! rest: its system may sleep, and have all of them in use. Bytes that belong to no partition are never
 //! free: boot loaders live there.
 
 use std::io;
 use std::ops::Range;
 
-use crate::{Disk, FreeMap, Partition, Survey, Trouble, partitions, recognise, survey};
+use crate::free::MOST_RANGES;
+use crate::partitions::tables_disagree;
+use crate::{Disk, FreeMap, Partition, Survey, Trouble, Window};
+use crate::{members, partitions, recognise, survey};
 
 /// A partition, or the whole of a disk that has none, and what is in it.
 #[derive(Debug)]
@@ -58,44 +62,96 @@ impl Volume {
 pub fn volumes(disk: &dyn Disk) -> io::Result<Vec<Volume>> {
     let whole = 0..disk.size();
     let parts = partitions(disk)?;
-    let bare = recognise(disk, whole.clone())?;
+    let bare = recognise(disk, whole.clone())?.map(|found| found.name);
     if parts.is_empty() {
         let space = survey(disk, whole.clone());
-        let recognised = bare.map(|found| found.name);
-        return Ok(vec![Volume { partition: None, range: whole, recognised, space }]);
+        return Ok(vec![Volume { partition: None, range: whole, recognised: bare, space }]);
     }
-    let inner = || parts.iter().filter(|part| !part.kind.is_container());
+    let owner = members::owner(&Window::new(disk, whole)).map_err(io::Error::other)?.or(bare);
+    let doubt = match owner {
+        Some(owner) => Some(format!(
+            "the disk has a partition table, and the signs of {owner} over all of it: nobody can tell which one is in use"
+        )),
+        None if tables_disagree(disk)? => {
+            Some("the disk has two partition tables (MBR and GPT), which disagree".to_owned())
+        }
+        None => None,
+    };
+    let inner: Vec<&Partition> = parts.iter().filter(|part| !part.kind.is_container()).collect();
+    let mut room = MOST_RANGES;
     let mut found = Vec::new();
-    for part in inner() {
+    for part in &inner {
         let recognised = recognise(disk, part.range.clone())?.map(|found| found.name);
-        let other = inner().find(|other| other.number != part.number && overlap(other, part));
-        let space = match (bare, other) {
-            (Some(bare), _) => Err(Trouble::NotKnown(format!(
-                "the disk has a partition table, and a {} file system over all of it: nobody can tell which one is in use",
-                bare.name
-            ))),
-            (None, Some(other)) => Err(Trouble::Damaged(format!(
-                "partitions {} and {} overlap",
-                part.number, other.number
-            ))),
-            (None, None) => survey(disk, part.range.clone()),
+        let space = match &doubt {
+            Some(doubt) => Err(Trouble::NotKnown(doubt.clone())),
+            None => survey_of(disk, part, &inner, &mut room),
         };
         let range = part.range.clone();
-        found.push(Volume { partition: Some(part.clone()), range, recognised, space });
+        found.push(Volume { partition: Some((*part).clone()), range, recognised, space });
     }
-    wake_nobody(&mut found);
+    keep_sleepers(&mut found);
     Ok(found)
 }
 
-/// A system that is suspended on one volume has others mounted, as they were. Some file systems do not show
-/// that (btrfs never does), so none is believed.
-fn wake_nobody(volumes: &mut [Volume]) {
-    let asleep = |volume: &&Volume| volume.space.as_ref().is_ok_and(|survey| survey.asleep);
-    let Some(bed) = volumes.iter().find(asleep) else { return };
-    let number = bed.partition.as_ref().map_or(0, |partition| partition.number);
-    let why = format!("a system is suspended on partition {number}, which may have this in use");
+/// Surveys a partition, if nothing speaks against it.
+fn survey_of(
+    disk: &dyn Disk,
+    part: &Partition,
+    all: &[&Partition],
+    room: &mut usize,
+) -> Result<Survey, Trouble> {
+    if let Some(other) =
+        all.iter().find(|other| other.number != part.number && overlap(other, part))
+    {
+        let (one, other) = (part.number, other.number);
+        return Err(Trouble::Damaged(format!("partitions {one} and {other} overlap")));
+    }
+    if !part.kind.holds_a_file_system() {
+        let kind = part.kind;
+        return Err(Trouble::NotKnown(format!(
+            "a partition of {kind} may hold a piece of something larger"
+        )));
+    }
+    let survey = survey(disk, part.range.clone())?;
+    // A disk may name very many partitions.
+    let ranges = survey.free.ranges().len();
+    *room = room.checked_sub(ranges).ok_or_else(|| {
+        Trouble::NotKnown("the disk has too many free ranges to remember".to_owned())
+    })?;
+    Ok(survey)
+}
+
+/// Those that mark themselves while they are mounted.
+const MARKED: [&str; 9] =
+    ["ext2", "ext3", "ext4", "XFS", "NTFS", "FAT12", "FAT16", "FAT32", "exFAT"];
+
+/// A system that sleeps (suspended, or in a saved state of its machine) has all of its volumes in use. One of
+/// them may show that, and others cannot: btrfs looks the same whether it is mounted or not, and swap space
+/// has no state at all. So one that is not at rest speaks for all, and swap space needs another that is.
+fn keep_sleepers(volumes: &mut [Volume]) {
+    let survey = |volume: &Volume| volume.space.as_ref().ok().cloned();
+    let restless = |volume: &&Volume| survey(volume).is_some_and(|s| s.unclean.is_some());
+    let asleep = |volume: &&Volume| survey(volume).is_some_and(|survey| survey.asleep);
+    let told = volumes.iter().find(asleep).or_else(|| volumes.iter().find(restless));
+    let why = told.map(|told| {
+        let number = told.partition.as_ref().map_or(0, |partition| partition.number);
+        match asleep(&told) {
+            true => format!("a system is suspended on partition {number}, and may have this in use"),
+            false => format!("partition {number} was not left in good order: its system may be asleep, with this in use"),
+        }
+    });
+    let at_rest = |volume: &Volume| {
+        survey(volume).is_some_and(|s| s.unclean.is_none() && MARKED.contains(&s.name))
+    };
+    let somebody_rests = volumes.iter().any(at_rest) || volumes.len() < 2;
     for survey in volumes.iter_mut().filter_map(|volume| volume.space.as_mut().ok()) {
-        survey.unclean.get_or_insert_with(|| why.clone());
+        if let Some(why) = &why {
+            survey.unclean.get_or_insert_with(|| why.clone());
+        }
+        if survey.name == "swap" && !somebody_rests {
+            let why = "nothing on the disk tells whether its system was shut down";
+            survey.unclean.get_or_insert_with(|| why.to_owned());
+        }
     }
 }
 
@@ -147,7 +203,8 @@ mod tests {
             disk[start + 4086..][..10].copy_from_slice(b"SWAPSPACE2");
         }
         let awake = volumes(&disk).unwrap();
-        assert!(awake.iter().all(|volume| volume.free_to_give(false).is_some()), "{awake:?}");
+        let why = awake[0].kept_because().unwrap();
+        assert!(why.contains("shut down"), "two swap spaces tell nothing: {why}");
         disk[(2 << 20) + 4086..][..10].copy_from_slice(b"S1SUSPEND\0");
         let asleep = volumes(&disk).unwrap();
         assert!(asleep.iter().all(|volume| volume.free_to_give(false).is_none()), "{asleep:?}");
