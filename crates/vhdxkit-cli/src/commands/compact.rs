@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use vhdxkit::ops::Progress;
 use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan};
@@ -24,6 +24,12 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let options = CompactOptions::default()
         .free_space(args.free_space == FreeSpaceName::Auto)
         .assume_clean(args.assume_clean);
+    if args.parents.ignore_parent_id && !args.dry_run {
+        bail!(
+            "{name}: with a parent that may be another disk, what equals it must not go; `vhdx relink` tells the \
+             child its true parent first"
+        );
+    }
     stop_on_signal();
     if args.dry_run {
         let image = args.parents.over(OpenOptions::new()).open(path)?;
@@ -68,7 +74,13 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     let (before, after) = (report.bytes_before, report.bytes_after);
     match before.saturating_sub(after) {
-        0 => writeln!(out, "{name}: nothing to give back; the file is as long as before")?,
+        0 if !report.plan.has_work() => {
+            writeln!(out, "{name}: nothing to give back; the file was not changed")?;
+        }
+        0 => {
+            let inside = size(report.plan.released_bytes());
+            writeln!(out, "{name}: {inside} freed inside; the file is as long as before")?;
+        }
         given => writeln!(
             out,
             "{name}: {} given back: {} before, {} now",
@@ -102,7 +114,8 @@ impl Observer for Watch<'_> {
             self.refused = Some(refusal);
             return ControlFlow::Break(());
         }
-        self.bar = Bar::new("giving back", plan.released_bytes(), self.context.quiet);
+        let work = plan.released_bytes().saturating_add(plan.to_move);
+        self.bar = Bar::new("giving back", work, self.context.quiet);
         ControlFlow::Continue(())
     }
 }
@@ -188,11 +201,12 @@ fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()
             )?,
             (Ok(survey), Some(why)) => {
                 writeln!(out, "  {place}: {contents}: {why}")?;
+                let free = size(survey.free.bytes());
+                // A sleeping system has it in use: nobody is to be tempted.
+                let word = if survey.asleep { "" } else { ", or take --assume-clean" };
                 writeln!(
                     out,
-                    "    its {} of free space stay: start and shut down its system first, or take \
-                     --assume-clean",
-                    size(survey.free.bytes())
+                    "    its {free} of free space stay: start its system and shut it down properly first{word}"
                 )?;
             }
             (Err(_), why) => {

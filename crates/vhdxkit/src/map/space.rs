@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::format::limits::MAX_FILE_OFFSET;
-use crate::format::{MIB, mib_ceil};
+use crate::format::{MIB, mib_ceil, mib_floor};
 
 /// Least and greatest step of growth, and the number of blocks in between.
 const STEP_BLOCKS: u64 = 64;
@@ -254,7 +254,7 @@ impl Space {
     pub(crate) fn grown(&mut self, length: u64) {
         let start = self.end();
         self.length = length;
-        self.release(start..crate::format::mib_floor(length), Contents::ZeroAfter(0));
+        self.release(start..mib_floor(length), Contents::ZeroAfter(0));
     }
 
     /// A structure lies in this space now, or is about to.
@@ -276,14 +276,18 @@ impl Space {
 
     /// The end of the file but for the free space there: what it may be cut to.
     pub(crate) fn cut_length(&self) -> u64 {
-        let mut end = crate::format::mib_floor(self.length);
+        // The file may end within a mebibyte: that of a last block that was cut off, and may be free now.
+        let (floor, ceiling) = (mib_floor(self.length), mib_ceil(self.length));
+        let last = self.free.values().next_back().map(|free| free.end);
+        let top = ceiling.filter(|ceiling| last == Some(*ceiling)).unwrap_or(floor);
+        let mut end = top;
         for (&start, free) in self.free.iter().rev() {
             if free.end != end {
                 break;
             }
             end = start;
         }
-        if end == crate::format::mib_floor(self.length) { self.length } else { end }
+        if end == top { self.length } else { end.min(self.length) }
     }
 
     /// The file has been cut.

@@ -160,6 +160,11 @@ impl Writer {
             joins
         });
         for range in ready {
+            if state.never_grows {
+                // It is filled again or cut off soon; where nothing can be punched, zeros would be written.
+                state.space.release(range, crate::map::Contents::Unknown);
+                continue;
+            }
             // Holding the lock: whoever needs room waits for this rather than growing the file.
             let contents = match self.file.punch(range.clone()) {
                 Ok(()) => state.space.punched(),

@@ -23,12 +23,13 @@ use crate::Error;
 use crate::Result;
 use crate::format::bat::{BITMAP_PRESENT, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK};
 use crate::image::Image;
-use crate::map::Place;
+use crate::map::{Contents, Place};
 use crate::storage::Storage;
 use crate::view::regions::Region;
 
 use super::blocks::Publication;
 use super::guest::COMMIT_AT;
+use super::payload::zero;
 use super::resize::for_each_data;
 use super::session::Identity;
 use super::{State, Writer};
@@ -181,6 +182,12 @@ impl Image {
         Ok(())
     }
 
+    /// The last step before the close: what gaps still hold goes back to the host.
+    pub(crate) fn finish_compaction(&mut self) -> Result<()> {
+        self.writer()?.clear_gaps();
+        Ok(())
+    }
+
     /// Everything done is durable and in place, and the space of bitmaps that were given up is free, too.
     pub(crate) fn settle_compaction(&mut self, given_up: &mut GivenUp) -> Result<()> {
         self.commit_compaction(given_up, true)?;
@@ -196,20 +203,48 @@ impl Image {
         place: Place,
         buf: &mut [u8],
     ) -> Result<()> {
-        if !place.zero {
-            let cleared = writer.file.punch(place.offset..place.end());
-            cleared.map_err(|e| Error::io("cannot clear free space", place.offset, e))?;
-        }
         let start = old.start;
+        let to_place = |at: u64| place.offset.saturating_add(at.saturating_sub(start));
+        // What is a hole there is cleared here; everything else is written over.
+        let mut done = place.offset;
         for_each_data(&*self.storage, old, buf, &mut |at, bytes| {
-            let to = place.offset.saturating_add(at.saturating_sub(start));
+            let to = to_place(at);
+            if done < to && !place.zero {
+                zero(writer, done..to, true)?;
+            }
             let written = writer.file.write_at(to, bytes);
-            written.map_err(|e| Error::io("cannot move a block", to, e))
-        })
+            written.map_err(|e| Error::io("cannot move a block", to, e))?;
+            done = to.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            Ok(())
+        })?;
+        if done < place.end() && !place.zero {
+            zero(writer, done..place.end(), true)?;
+        }
+        Ok(())
     }
 }
 
 impl Writer {
+    /// Gives the host what the gaps that remain hold, but for those at the end, which is cut off.
+    fn clear_gaps(&self) {
+        let mut state = self.state();
+        let end = state.space.cut_length();
+        let mut cleared = Vec::new();
+        while let Some(range) = state.space.take_unknown(end) {
+            let below = range.start < end;
+            // Nothing is lost but the space.
+            let punched = below && self.file.punch(range.clone()).is_ok();
+            let contents = if punched { state.space.punched() } else { Contents::Unknown };
+            cleared.push((range, contents));
+            if !below {
+                break;
+            }
+        }
+        for (range, contents) in cleared {
+            state.space.release(range, contents);
+        }
+    }
+
     /// The lowest free space that begins before a file offset: for a payload block, or of a length.
     fn room_below(&self, limit: u64, length: Option<u64>) -> Result<Option<Place>> {
         self.reap()?;

@@ -114,7 +114,7 @@ const MOST_MOVES: usize = 1 << 20;
 const STEP: usize = 1 << 20;
 
 /// Gives space back in place and closes the image; what was written before is durable, too. Progress counts the bytes of blocks that are judged,
-/// and, from the plan on, of those that are given back.
+/// and, from the plan on, of those that are given back and of those that move.
 ///
 /// The image was opened for writing; a child with its parent, if what equals that is to go.
 ///
@@ -165,7 +165,8 @@ fn carry_out(image: &mut Image, plan: &Plan, progress: &mut dyn Progress) -> Res
     image.settle_compaction(&mut given_up)?;
     let mut buf = vec![0; STEP];
     let regions = move_regions(image, plan, &mut given_up, &mut buf)?;
-    let blocks = move_down(image, &mut given_up, &mut buf, progress)?;
+    let blocks = move_down(image, plan.pinned(), &mut given_up, &mut buf, progress)?;
+    image.finish_compaction()?;
     Ok(regions.saturating_add(blocks))
 }
 
@@ -198,9 +199,10 @@ enum Slot {
     Bitmap(u64),
 }
 
-/// Moves what lies highest into the lowest gaps, until nothing can move.
+/// Moves what lies highest, and behind `pinned`, into the lowest gaps, until nothing can move.
 fn move_down(
     image: &mut Image,
+    pinned: u64,
     given_up: &mut GivenUp,
     buf: &mut [u8],
     progress: &mut dyn Progress,
@@ -210,7 +212,11 @@ fn move_down(
         let before = moved;
         // What finds no gap tells that nothing of its kind below it does.
         let (mut blocks, mut bitmaps) = (true, true);
-        for Placed { slot, .. } in highest(image)? {
+        for Placed { offset, slot } in highest(image)? {
+            if offset < pinned {
+                // The file does not become shorter by what lies before the log, wherever that goes.
+                break;
+            }
             let (more, length) = match slot {
                 Slot::Block(block) if blocks => {
                     blocks = image.move_block(block, buf)?;
@@ -224,8 +230,7 @@ fn move_down(
             };
             if more {
                 moved = moved.saturating_add(length);
-                // What moves is not given back; but somebody may want to stop here.
-                advance(progress, 0)?;
+                advance(progress, length)?;
                 image.commit_compaction(given_up, false)?;
             }
         }

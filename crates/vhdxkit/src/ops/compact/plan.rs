@@ -69,6 +69,8 @@ pub struct Plan {
     pub file_size: u64,
     /// Bytes of the file afterwards, if everything can move into the gaps.
     pub file_size_after: u64,
+    /// Bytes that lie behind that now, and have to move.
+    pub to_move: u64,
     /// Bytes of the disk that were read to find out, those of the file systems' own tables included.
     pub bytes_read: u64,
     /// Blocks that cannot be judged, since their entries are damaged; they stay.
@@ -77,6 +79,7 @@ pub struct Plan {
     bitmaps: Vec<u64>,
     /// Something lies above a gap that holds it, or the file ends with a gap.
     can_move: bool,
+    pinned: u64,
 }
 
 impl Plan {
@@ -102,10 +105,20 @@ impl Plan {
         self.released_bytes() > 0 || self.can_move
     }
 
+    /// The end of the log, or of a region that nobody knows: they stay where they are.
+    pub(super) fn pinned(&self) -> u64 {
+        self.pinned
+    }
+
     /// Whether a region lies behind all that is going to be left, so that the file could not be cut.
     pub(super) fn is_in_the_way(&self, region: &Region) -> bool {
         let known = [BAT_REGION, METADATA_REGION].contains(&region.guid);
         known && region.offset >= self.file_size_after
+    }
+
+    fn releases(&self, block: u64) -> bool {
+        let next = self.verdicts.partition_point(|(blocks, _)| blocks.end <= block);
+        self.verdicts.get(next).is_some_and(|(blocks, _)| blocks.contains(&block))
     }
 
     /// The blocks that go, in order.
@@ -153,7 +166,7 @@ pub fn plan(image: &Image, options: &CompactOptions, progress: &mut dyn Progress
     let mut survey = Survey::begin(image, volumes)?;
     survey.judge_blocks(&mut scan, progress)?;
     survey.judge_bitmaps()?;
-    Ok(survey.finish(read.saturating_add(scan.bytes_read())))
+    survey.finish(read.saturating_add(scan.bytes_read()))
 }
 
 /// A plan in the making.
@@ -186,11 +199,13 @@ impl<'a> Survey<'a> {
             unowned: 0,
             file_size,
             file_size_after: file_size,
+            to_move: 0,
             bytes_read: 0,
             damaged: 0,
             verdicts: Vec::new(),
             bitmaps: Vec::new(),
             can_move: false,
+            pinned: 0,
         };
         let mut survey = Self {
             image,
@@ -295,13 +310,16 @@ impl<'a> Survey<'a> {
         })
     }
 
-    fn finish(mut self, bytes_read: u64) -> Plan {
+    fn finish(mut self, bytes_read: u64) -> Result<Plan> {
         let unowned = self.space.unowned().saturating_sub(self.plan.released_bytes());
         self.plan.unowned = unowned;
         self.plan.bytes_read = bytes_read;
         let after = self.stays.max(self.highest_fixed);
         self.plan.file_size_after = after.min(self.plan.file_size);
         let block = u64::from(self.rules.geometry.block_size());
+        self.plan.pinned = self.highest_fixed;
+        let movable =
+            |gap: &Range<u64>, place: u64| gap.start < place && place >= self.highest_fixed;
         self.plan.can_move = self.space.gaps().iter().any(|gap| {
             let room = gap.end.saturating_sub(gap.start);
             let ends_file = room >= MIB && gap.end >= crate::format::mib_floor(self.plan.file_size);
@@ -312,9 +330,27 @@ impl<'a> Survey<'a> {
             };
             ends_file
                 || self.image.regions().all().iter().any(region)
-                || (room >= block && gap.start < self.highest_block)
-                || (room >= SECTOR_BITMAP_BLOCK && gap.start < self.highest_bitmap)
+                || (room >= block && movable(gap, self.highest_block))
+                || (room >= SECTOR_BITMAP_BLOCK && movable(gap, self.highest_bitmap))
         });
-        self.plan
+        self.plan.to_move = self.to_move()?;
+        Ok(self.plan)
+    }
+
+    /// Bytes of blocks that stay and lie behind the end that the file is going to have.
+    fn to_move(&self) -> Result<u64> {
+        let (geometry, storage) = (self.rules.geometry, self.image.storage());
+        let mut bytes = 0u64;
+        walk(&**storage, self.rules.bat_offset, geometry.bat_entries(), &mut |stretch| {
+            for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+                let BatSlot::Payload(block) = geometry.slot(index) else { continue };
+                let above = self.rules.owned(raw).is_some_and(|at| at >= self.plan.file_size_after);
+                if above && !self.plan.releases(block) {
+                    bytes = bytes.saturating_add(u64::from(geometry.block_size()));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 }
