@@ -51,6 +51,26 @@ fn chain(dir: &Workdir) -> [String; 3] {
     [base, one, two]
 }
 
+/// Whatever is forced: the disk that others stand on is not replaced by a copy of one of them.
+#[test]
+fn no_copy_takes_the_place_of_a_parent() {
+    let dir = Workdir::new();
+    let [base, one, two] = chain(&dir);
+    let before = [&base, &one].map(|path| std::fs::read(path).unwrap());
+    for command in [
+        &["convert", "--force", &two, &base][..],
+        &["recover", &two, "--to", &one, "--force"],
+        &["recover", &two, "--to", &base, "--force", "--parent", &one],
+        &["create", "--force", &base, "20M"],
+    ] {
+        let refused = vhdx(command).fails_with(1);
+        assert!(refused.contains("builds on") || refused.contains("parent"), "{refused}");
+    }
+    assert!(before == [&base, &one].map(|path| std::fs::read(path).unwrap()));
+    // The newest is nobody's parent.
+    vhdx(&["create", "--force", &two, "20M"]).succeeds();
+}
+
 #[test]
 fn a_chain_is_made_looked_at_and_flattened() {
     let dir = Workdir::new();

@@ -361,6 +361,20 @@ fn entries_behind_a_damaged_one_are_not_given_up_in_silence() {
     assert!(codes.iter().any(|finding| finding["code"] == "W-LOGGAP"), "{report}");
     let refused = vhdx(&["log", "replay", &image]).fails_with(1);
     assert!(refused.contains("1005") && refused.contains("--force"), "{refused}");
+    // So does whoever would write: an open for writing replays.
+    for command in [
+        &["compact", &image][..],
+        &["resize", &image, "+64M"],
+        &["set", &image, "--new-disk-id"],
+        &["serve", &image, "--run", "true"],
+    ] {
+        let refused = vhdx(command).fails_with(1);
+        assert!(refused.contains("1005") && refused.contains("--force"), "{command:?}: {refused}");
+    }
     assert!(std::fs::read(&image).unwrap() == bytes, "the file was changed");
+    // Who reads hears of it.
+    let raw = dir.path("d.raw");
+    let (_, told) = vhdx(&["convert", &image, &raw]).succeeds_with_errors();
+    assert!(told.contains("newest changes are missing"), "{told}");
     vhdx(&["log", "replay", "--force", &image]).succeeds();
 }

@@ -359,6 +359,10 @@ impl Error {
         }
     }
 
+    fn unreachable(&self) -> bool {
+        matches!(self.defect(), Some(Defect::UnreachableEntries { .. }))
+    }
+
     /// What a person can do next, where there is something to say.
     #[must_use]
     pub fn advice(&self) -> Option<Cow<'static, str>> {
@@ -368,6 +372,9 @@ impl Error {
         Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => {
                 "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk; of a VHDX whose start was overwritten `vhdx recover` makes a new image"
+            }
+            ErrorKind::LogInvalid if self.unreachable() => {
+                "take a backup of the file; `vhdx log show` tells what the newer entries hold, and `vhdx log replay --force` gives them up: then the disk can be written"
             }
             ErrorKind::LogInvalid => {
                 "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; `vhdx check --repair --discard-log` gives the log up if the file is consistent without it: keep a copy of the file as it is"
@@ -417,7 +424,9 @@ impl Error {
 fn kind_of(defect: &Defect) -> ErrorKind {
     match defect {
         Defect::NotVhdx { .. } | Defect::FileTooShort { .. } => ErrorKind::NotVhdx,
-        Defect::NoActiveSequence { .. } => ErrorKind::LogInvalid,
+        Defect::NoActiveSequence { .. } | Defect::UnreachableEntries { .. } => {
+            ErrorKind::LogInvalid
+        }
         Defect::Truncated { .. } => ErrorKind::Truncated,
         Defect::Version { .. }
         | Defect::LogVersion { .. }

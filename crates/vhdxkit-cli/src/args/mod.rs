@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use vhdxkit::defect::Severity;
+use vhdxkit::defect::{Defect, Severity};
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::{Image, OpenOptions};
 
@@ -448,11 +448,15 @@ impl ContentsArgs {
     }
 }
 
-/// Says on stderr what was accepted although it is an error.
+/// Says on stderr what was accepted although it is an error, and what a log holds that no replay reaches.
 pub(crate) fn warn(path: &Path, image: &Image) {
-    let errors = image.findings().list().iter().filter(|f| f.severity() == Severity::Error);
-    for error in errors {
-        eprintln!("warning: {}: read without its log: {error}", path.display());
+    for finding in image.findings().list() {
+        let path = path.display();
+        if finding.severity() == Severity::Error {
+            eprintln!("warning: {path}: read without its log: {finding}");
+        } else if matches!(finding, Defect::UnreachableEntries { .. }) {
+            eprintln!("warning: {path}: the newest changes are missing: {finding}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use vhdxkit::format::Guid;
 use vhdxkit::ops::Progress;
 use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan};
 use vhdxkit::{ErrorKind, OpenOptions};
@@ -36,10 +37,12 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         let mut bar = Bar::new("looking", image.file_size(), context.quiet);
         let plan = plan(&image, &options, &mut bar).with_context(failed)?;
         drop(bar);
-        return match context.json {
-            true => print_json(&as_json(&plan, plan.file_size, None, &[])),
-            false => print_plan(&mut io::stdout().lock(), &name, &plan),
-        };
+        let identity = image.headers().current().data_write_guid;
+        match context.json {
+            true => print_json(&as_json(&plan, plan.file_size, None, &[]))?,
+            false => print_plan(&mut io::stdout().lock(), &name, &plan)?,
+        }
+        return require_no_children(path, identity, &plan, args.force).with_context(failed);
     }
     let image = args.parents.over(OpenOptions::new().write(true)).open(path)?;
     let identity = image.headers().current().data_write_guid;
@@ -95,7 +98,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
 /// What happens while a disk is compacted: told, and stopped where others would be lost.
 struct Watch<'a> {
     path: &'a Path,
-    identity: vhdxkit::format::Guid,
+    identity: Guid,
     force: bool,
     context: Context,
     bar: Bar,
@@ -125,16 +128,27 @@ impl Watch<'_> {
         if !self.context.json {
             print_plan(&mut io::stderr().lock(), &self.path.display().to_string(), plan)?;
         }
-        if plan.is_visible() && !self.force {
-            require_none_builds_on(self.path, self.identity, |children| {
-                format!(
-                    "{children} would not know it any more when free blocks go: compact the newest checkpoint \
-                     instead, or give back zeros only (--free-space none); --force does it all the same"
-                )
-            })?;
-        }
-        Ok(())
+        require_no_children(self.path, self.identity, plan, self.force)
     }
+}
+
+/// Refuses a plan after which images beside this one would not know it any more.
+fn require_no_children(
+    path: &Path,
+    identity: Guid,
+    plan: &Plan,
+    force: bool,
+) -> anyhow::Result<()> {
+    if !plan.is_visible() || force {
+        return Ok(());
+    }
+    require_none_builds_on(path, identity, |children| {
+        format!(
+            "{children}, made of this disk or of a copy of it, would not know it any more when free blocks go: \
+             compact the newest checkpoint instead, or give back zeros only (--free-space none); --force does it \
+             all the same"
+        )
+    })
 }
 
 fn tally_json(tally: Tally) -> Value {

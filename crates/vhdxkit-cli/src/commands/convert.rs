@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
+use vhdxkit::Image;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
 use vhdxkit::ops::export::{ExportReport, Target, to_storage, to_stream};
 use vhdxkit::ops::import::{ImportReport, options_for, to_vhdx};
@@ -126,6 +127,10 @@ fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
     let disk = Disk::open_with(&args.source, format, &args.open.options())?;
     if let Disk::Vhdx(image) = &disk {
         warn(&args.source, image);
+        // A copy in the place of a parent would be the end of both.
+        if image.layers().filter_map(Image::path).any(|path| same_file(path, &args.target)) {
+            bail!("{} is a parent of the source", args.target.display());
+        }
     }
     Ok(disk)
 }

@@ -8,8 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use vhdxkit::ErrorKind;
 use vhdxkit::storage::{FileStorage, OpenMode};
+use vhdxkit::{ErrorKind, OpenOptions};
+
+use super::children::require_none_builds_on;
 
 /// Refuses a target that must not be written. Gives what is there already.
 pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
@@ -26,6 +28,7 @@ pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Me
     }
     if meta.is_file() {
         refuse_in_use(path)?;
+        refuse_with_children(path)?;
     }
     Ok(Some(meta))
 }
@@ -39,6 +42,18 @@ fn refuse_in_use(path: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// An image on which others build must not be replaced: they would be lost with it. What is no image that can
+/// be opened has none.
+fn refuse_with_children(path: &Path) -> anyhow::Result<()> {
+    let options = OpenOptions::new().without_parents().force_share(true).without_log(true);
+    let Ok(image) = options.open(path) else { return Ok(()) };
+    let identity = image.headers().current().data_write_guid;
+    let name = path.display();
+    require_none_builds_on(path, identity, |children| {
+        format!("{children} builds on {name}, and would be lost with it: it is not replaced")
+    })
 }
 
 /// Makes a file: `make` fills it and makes it durable. What is there is replaced only by force.

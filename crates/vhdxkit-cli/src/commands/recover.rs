@@ -27,6 +27,9 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
     let to = args.to.as_deref().filter(|_| !args.dry_run);
     let existing = match to {
         Some(to) if same_file(&args.image, to) => bail!("source and target are the same file"),
+        Some(to) if args.parents.iter().any(|parent| same_file(parent, to)) => {
+            bail!("{} is the parent", to.display())
+        }
         Some(to) => new_file::judge_target(to, args.force)?,
         None => None,
     };

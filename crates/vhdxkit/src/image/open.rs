@@ -74,6 +74,11 @@ impl Recovered {
     ) -> Result<(Self, bool)> {
         let headers = HeaderPair::read(&*file, findings)?;
         let log = Log::read_pending(&*file, &headers)?;
+        // What comes after a damaged entry in the middle of the log may be had otherwise: nobody gives it up
+        // without having been told to.
+        if let Some(defect) = log.unreachable_entries() {
+            return Err(defect.into());
+        }
         let (headers, replayed) = log.replay_into_file(&*file, headers, guids)?;
         if replayed.is_none() {
             // What was read may be only in the operating system's cache. Were it lost after we have
