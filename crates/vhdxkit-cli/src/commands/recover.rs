@@ -1,6 +1,6 @@
 //! `vhdx recover`: what can be had of a damaged image, into a new file.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
     let to = args.to.as_deref().filter(|_| !args.dry_run);
     let existing = match to {
         Some(to) if same_file(&args.image, to) => bail!("source and target are the same file"),
-        Some(to) => new_file::judge_target(to, args.force)?,
+        Some(to) => judge(to, args.force)?,
         None => None,
     };
     stop_on_signal();
@@ -77,6 +77,15 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
         print_end(args, report, &unreadable, written.as_ref(), whole)?;
     }
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
+}
+
+/// A recovered image may replace an image, such as that of an earlier try, and nothing else.
+fn judge(to: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
+    let existing = new_file::judge_target(to, force)?;
+    if existing.is_some() {
+        new_file::replaces_only(to, "a VHDX file", 8, |start| start == b"vhdxfile")?;
+    }
+    Ok(existing)
 }
 
 fn open_parent(args: &RecoverArgs, options: &OpenOptions) -> anyhow::Result<Option<Image>> {
