@@ -66,6 +66,23 @@ fn a_disk_without_its_first_mebibyte_is_had_whole() {
     assert_eq!(fs::read(&broken).unwrap(), before);
 }
 
+/// The report is read in a terminal, by somebody who is frightened enough.
+#[test]
+fn the_report_fits_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = wiped("crashed.vhdx", dir.path(), 0..1 << 20);
+    fs::rename(&broken, dir.path().join("b")).unwrap();
+    let looked = std::process::Command::new(env!("CARGO_BIN_EXE_vhdx"))
+        .args(["recover", "b"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let report = String::from_utf8(looked.stdout).unwrap();
+    assert!(report.contains("  note      "), "{report}");
+    let long: Vec<&str> = report.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
 /// Force is a word about the result of an earlier try. A slip of the hand must not cost another disk.
 #[test]
 fn a_recovered_image_replaces_nothing_but_an_image() {

@@ -22,6 +22,8 @@ use crate::failure::{NoParent, exit};
 
 /// Runs of blocks that are printed for people, of each fate.
 const MOST_RUNS: usize = 12;
+/// Columns of a terminal.
+const WIDTH: usize = 80;
 
 pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCode> {
     let to = args.to.as_deref().filter(|_| !args.dry_run);
@@ -134,10 +136,14 @@ fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
     writeln!(out, "{}: {} ({} bytes)", path.display(), size(report.file_size), report.file_size)?;
     for Statement { what, trust, offset, text } in &report.found {
         let place = offset.map(|at| format!(" at {at:#x}")).unwrap_or_default();
-        writeln!(out, "  {:<9} {what}{place}: {text}", trust.name())?;
+        print_wrapped(
+            &mut out,
+            &format!("  {:<9} ", trust.name()),
+            &format!("{what}{place}: {text}"),
+        )?;
     }
     for remark in &report.remarks {
-        writeln!(out, "  note      {remark}")?;
+        print_wrapped(&mut out, "  note      ", remark)?;
     }
     let Some(geometry) = report.geometry else { return Ok(()) };
     let kind = geometry.disk_type().name();
@@ -152,6 +158,26 @@ fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
         print_fate(&mut out, report, fate)?;
     }
     Ok(())
+}
+
+/// A text in lines of at most 80 columns, those after the first below its start.
+fn print_wrapped(out: &mut impl Write, first: &str, text: &str) -> io::Result<()> {
+    let indent = first.chars().count();
+    let (mut line, mut column) = (first.to_owned(), indent);
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > WIDTH {
+            line.push('\n');
+            line.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > indent {
+            line.push(' ');
+            column += 1;
+        }
+        line.push_str(word);
+        column += width;
+    }
+    writeln!(out, "{line}")
 }
 
 /// The blocks of one fate: the number of all, then runs, those with the same reason together.
@@ -178,7 +204,7 @@ fn print_fate(out: &mut impl Write, report: &Report, fate: Fate) -> io::Result<(
         };
         let entry = first.log_entry.map(|entry| format!(", log entry {entry}")).unwrap_or_default();
         let why = if first.why.is_empty() { String::new() } else { format!(": {}", first.why) };
-        writeln!(out, "           {}{more}{why}{entry}", names.join(", "))?;
+        print_wrapped(out, &" ".repeat(11), &format!("{}{more}{why}{entry}", names.join(", ")))?;
         printed += 1;
         rest = later;
         if printed == MOST_RUNS && !rest.is_empty() {
