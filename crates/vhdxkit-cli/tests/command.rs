@@ -318,12 +318,13 @@ fn help_begins_with_examples_and_generated_pages_exist() {
         let help = vhdx(command).succeeds();
         assert!(help.starts_with("Examples:"), "{help}");
     }
-    vhdx(&["man", &dir.path("")]).succeeds();
-    let names = dir.names();
+    vhdx(&["man", &dir.path("share/man")]).succeeds();
+    let pages = std::fs::read_dir(dir.path("share/man")).unwrap();
+    let names: Vec<_> = pages.map(|page| page.unwrap().file_name()).collect();
     for page in ["vhdx.1", "vhdx-convert.1", "vhdx-log-show.1"] {
         assert!(names.iter().any(|name| name == page), "{page} is missing: {names:?}");
     }
-    let page = std::fs::read_to_string(dir.path("vhdx-convert.1")).unwrap();
+    let page = std::fs::read_to_string(dir.path("share/man/vhdx-convert.1")).unwrap();
     assert!(page.contains("disk.raw"), "the page has no examples");
     for shell in ["bash", "zsh", "fish"] {
         assert!(vhdx(&["completions", shell]).succeeds().contains("vhdx"));
@@ -377,4 +378,35 @@ fn entries_behind_a_damaged_one_are_not_given_up_in_silence() {
     let (_, told) = vhdx(&["convert", &image, &raw]).succeeds_with_errors();
     assert!(told.contains("newest changes are missing"), "{told}");
     vhdx(&["log", "replay", "--force", &image]).succeeds();
+}
+
+/// A disk of another format, under the wrong name or given to a command that takes VHDX only: the error says what it
+/// is, and the command that makes a VHDX of it.
+#[test]
+fn disks_of_other_formats_are_sent_to_what_converts_them() {
+    let dir = Workdir::new();
+    for (name, start, advice) in [
+        ("a.vhdx", &b"QFI\xfb\0\0\0\x03"[..], "vhdx convert --from qcow2 FILE NEW.vhdx"),
+        ("b.vhdx", b"conectix", "vhdx convert --from vhd FILE NEW.vhdx"),
+        ("c.vhdx", b"KDMV\x01\0\0\0", "qemu-img convert -O vhdx FILE NEW.vhdx"),
+        ("d.vhdx", b"<<< Oracle", "qemu-img convert -O vhdx FILE NEW.vhdx"),
+        ("e.raw", b"\xEB\x63\x90", "vhdx convert FILE NEW.vhdx"),
+    ] {
+        let path = dir.path(name);
+        let mut bytes = vec![0; 2 << 20];
+        bytes[..start.len()].copy_from_slice(start);
+        std::fs::write(&path, bytes).unwrap();
+        for command in ["ls", "compact", "map"] {
+            let refused = vhdx(&[command, &path]).fails_with(1);
+            assert!(refused.contains(advice), "{command} {name}: {refused}");
+        }
+    }
+    let vmdk = dir.path("f.vmdk");
+    std::fs::write(&vmdk, b"KDMV").unwrap();
+    let refused = vhdx(&["info", &vmdk]).fails_with(1);
+    assert!(refused.contains("qemu-img convert -O vhdx"), "{refused}");
+    let letter = dir.path("t.txt");
+    std::fs::write(&letter, b"hello\n").unwrap();
+    let told = vhdx(&["info", &letter]).succeeds();
+    assert!(told.contains("no disk image that is known; as raw it would be a disk of 6 bytes"));
 }

@@ -161,29 +161,49 @@ fn hostile_names_stay_text() {
     }
 }
 
-/// What a page takes the place of is gone. A disk is never worth less than a page.
+/// What a page takes the place of is gone. Nothing is worth less than a page but an older page: a raw disk, a
+/// file system, a qcow2 or VHD image, a letter.
 #[test]
-fn nothing_is_replaced_without_force_and_a_disk_not_even_then() {
+fn a_page_replaces_nothing_but_a_page_and_that_only_by_force() {
     let dir = Workdir::new();
     let (image, other) = (dir.copy("clean.vhdx"), dir.copy("crashed.vhdx"));
-    let target = dir.path("page.html");
-    std::fs::write(&target, "precious").unwrap();
-    let refused = vhdx(&["map", "--html", &target, &image]).fails_with(1);
-    assert!(refused.contains("--force"), "{refused}");
-    assert_eq!(std::fs::read(&target).unwrap(), b"precious");
-    for disk in [&image, &other] {
-        let before = dir.fingerprint(disk);
-        let refused = vhdx(&["map", "--force", "--html", disk, &image]).fails_with(1);
-        assert!(refused.contains("same file") || refused.contains("disk image"), "{refused}");
-        assert!(dir.fingerprint(disk) == before, "{disk} was changed");
+    let mut gpt = vec![0; 4096];
+    gpt[512..520].copy_from_slice(b"EFI PART");
+    let mut precious = vec![image.clone(), other];
+    for (name, bytes) in [
+        ("disk.raw", &gpt[..]),
+        ("disk.qcow2", b"QFI\xfb\0\0\0\x03"),
+        ("disk.vhd", b"conectix"),
+        ("zeros.raw", &[0; 4096]),
+        ("short", b"<!doctype"),
+        ("later.html", b"\n<!doctype html>"),
+    ] {
+        let path = dir.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        precious.push(path);
     }
-    // An image that cannot be read leaves the old page.
-    vhdx(&["map", "--force", "--html", &target, &dir.path("none.vhdx")]).fails_with(1);
-    assert_eq!(std::fs::read(&target).unwrap(), b"precious");
-    vhdx(&["map", "--force", "--html", &target, &image]).succeeds();
-    assert!(std::fs::read(&target).unwrap().starts_with(b"<!DOCTYPE html>"));
+    for path in &precious {
+        let before = dir.fingerprint(path);
+        let refused = vhdx(&["map", "--force", "--html", path, &image]).fails_with(1);
+        assert!(refused.contains("same file") || refused.contains("is not a page"), "{refused}");
+        assert!(dir.fingerprint(path) == before, "{path} was changed");
+    }
+    let names = dir.names();
+    let target = dir.path("page.html");
+    for old in [&b""[..], b"<!doctype HTML><p>old"] {
+        std::fs::write(&target, old).unwrap();
+        let refused = vhdx(&["map", "--html", &target, &image]).fails_with(1);
+        assert!(refused.contains("--force"), "{refused}");
+        // An image that cannot be read leaves the old page.
+        vhdx(&["map", "--force", "--html", &target, &dir.path("none.vhdx")]).fails_with(1);
+        assert_eq!(std::fs::read(&target).unwrap(), old);
+        vhdx(&["map", "--force", "--html", &target, &image]).succeeds();
+        assert!(std::fs::read(&target).unwrap().starts_with(b"<!DOCTYPE html>"));
+    }
     vhdx(&["map", "--html", &dir.path("no/such/page.html"), &image]).fails_with(1);
-    assert_eq!(dir.names(), ["clean.vhdx", "crashed.vhdx", "page.html"]);
+    vhdx(&["map", "--html", "-", &image]).fails_with(1);
+    std::fs::remove_file(&target).unwrap();
+    assert_eq!(dir.names(), names);
     let usage = Run::command(&["map", "--force", &image]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
 }

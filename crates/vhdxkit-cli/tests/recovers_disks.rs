@@ -66,6 +66,45 @@ fn a_disk_without_its_first_mebibyte_is_had_whole() {
     assert_eq!(fs::read(&broken).unwrap(), before);
 }
 
+/// The report is read in a terminal, by somebody who is frightened enough.
+#[test]
+fn the_report_fits_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = wiped("crashed.vhdx", dir.path(), 0..1 << 20);
+    fs::rename(&broken, dir.path().join("b")).unwrap();
+    let looked = std::process::Command::new(env!("CARGO_BIN_EXE_vhdx"))
+        .args(["recover", "b"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let report = String::from_utf8(looked.stdout).unwrap();
+    assert!(report.contains("  note      "), "{report}");
+    let long: Vec<&str> = report.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+/// Force is a word about the result of an earlier try. A slip of the hand must not cost another disk.
+#[test]
+fn a_recovered_image_replaces_nothing_but_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = wiped("crashed.vhdx", dir.path(), 0..1 << 20);
+    let to = dir.path().join("target");
+    for old in [&b"QFI\xfb"[..], b"conectix", b"vhdxfil", &[0; 4096]] {
+        fs::write(&to, old).unwrap();
+        let refused = vhdx(&["recover", path(&broken), "--to", path(&to), "--force"]);
+        assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+        assert!(text(&refused).contains("is not a VHDX file"), "{}", text(&refused));
+        assert_eq!(fs::read(&to).unwrap(), old);
+    }
+    for old in [&b""[..], b"vhdxfile, of an earlier try"] {
+        fs::write(&to, old).unwrap();
+        let had = vhdx(&["recover", path(&broken), "--to", path(&to), "--force"]);
+        assert_eq!(had.status.code(), Some(0), "{}", text(&had));
+        let same = vhdx(&["compare", path(&to), path(&sample("crashed.vhdx"))]);
+        assert_eq!(same.status.code(), Some(0), "{}", text(&same));
+    }
+}
+
 /// A table that nothing tells of any more: status 3, the losses listed, and the data nobody names written out.
 #[test]
 fn what_is_lost_is_listed_and_what_nobody_names_is_written_out() {

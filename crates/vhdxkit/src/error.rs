@@ -136,6 +136,27 @@ impl std::fmt::Display for ParentProblem {
     }
 }
 
+/// What to do with a file that starts otherwise than a VHDX file.
+fn not_vhdx(start: &[u8]) -> &'static str {
+    match () {
+        () if start.starts_with(b"QFI\xfb") => {
+            "it is a qcow2 image: `vhdx convert --from qcow2 FILE NEW.vhdx` makes a VHDX of it"
+        }
+        () if start.starts_with(b"conectix") => {
+            "it is a VHD: `vhdx convert --from vhd FILE NEW.vhdx` makes a VHDX of it"
+        }
+        () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk D") => {
+            "it is a VMDK: `qemu-img convert -O vhdx FILE NEW.vhdx` makes a VHDX of it"
+        }
+        () if start.starts_with(b"<<< ") => {
+            "it seems to be a VDI: `qemu-img convert -O vhdx FILE NEW.vhdx` makes a VHDX of it"
+        }
+        () => {
+            "check that this is the right file: `vhdx info` tells what it is; `vhdx convert FILE NEW.vhdx` makes a VHDX of a VHD, qcow2 or raw disk (whatever its name is with --from vhd, --from qcow2, --from raw); of a VHDX whose start was overwritten `vhdx recover` makes a new image"
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Repr {
     #[error("{structure} at {place}: {defect}", structure = .0.structure(), place = place(.0), defect = .0)]
@@ -370,9 +391,10 @@ impl Error {
             return Some(problem.advice().into());
         }
         Some(Cow::Borrowed(match self.kind() {
-            ErrorKind::NotVhdx => {
-                "check that this is the right file: `vhdx info` tells what it is, and `vhdx convert` makes a VHDX of a VHD, qcow2 or raw disk; of a VHDX whose start was overwritten `vhdx recover` makes a new image"
-            }
+            ErrorKind::NotVhdx => match self.defect() {
+                Some(Defect::NotVhdx { found }) => not_vhdx(found),
+                _ => not_vhdx(&[]),
+            },
             ErrorKind::LogInvalid if self.unreachable() => {
                 "take a backup of the file; `vhdx log show` tells what the newer entries hold, and `vhdx log replay --force` gives them up: then the disk can be written"
             }

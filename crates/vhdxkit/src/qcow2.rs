@@ -4,7 +4,10 @@
 //! and in nothing else. Its header is looked at before `imago` sees it, for what it does not judge itself and for
 //! errors in words.
 
+mod cut;
+
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use imago::file::File;
@@ -30,14 +33,25 @@ pub struct Qcow2 {
 }
 
 /// What the header says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Header {
     version: u32,
     size: u64,
     cluster_size: u64,
+    l1_table: u64,
+    l1_entries: u32,
+    /// Bytes of the file.
+    refcount_table: Range<u64>,
+    /// The entries of L2 tables have 16 bytes, and tell of subclusters.
+    is_extended: bool,
 }
 
 impl Header {
+    /// Entries of an L2 table.
+    fn per_table(&self) -> u64 {
+        self.cluster_size / if self.is_extended { 16 } else { 8 }
+    }
+
     fn read(file: &dyn Storage) -> Result<Self> {
         let mut bytes = [0; 104];
         file.read_zero_filled(0, &mut bytes)?;
@@ -82,10 +96,17 @@ impl Header {
         if size > MAX_VIRTUAL_SIZE {
             return wrong(format!("a disk of {size} bytes, more than this version reads"));
         }
-        // An L2 table fills a cluster with entries of 8 bytes, 16 with extended entries.
-        let extended = version == 3 && long(72) & 0x10 != 0;
-        let per_table = if extended { cluster_size / 16 } else { cluster_size / 8 };
-        let covered = cluster_size.saturating_mul(per_table);
+        let refcounts = u64::from(word(56)).saturating_mul(cluster_size);
+        let header = Self {
+            version,
+            size,
+            cluster_size,
+            l1_table: table,
+            l1_entries: entries,
+            refcount_table: long(48)..long(48).saturating_add(refcounts),
+            is_extended: version == 3 && long(72) & 0x10 != 0,
+        };
+        let covered = cluster_size.saturating_mul(header.per_table());
         let needed = size.div_ceil(covered.max(1));
         let length = file.length()?;
         if entries > MAX_L1_ENTRIES || u64::from(entries) < needed {
@@ -93,9 +114,11 @@ impl Header {
         }
         let end = u64::from(entries).saturating_mul(8).checked_add(table);
         if end.is_none_or(|end| end > length) {
-            return wrong(format!("the L1 table at {table:#x} lies outside of the file"));
+            return wrong(format!(
+                "the L1 table at {table:#x} lies outside of the file, which ends at {length:#x}: was it cut off?"
+            ));
         }
-        Ok(Self { version, size, cluster_size })
+        Ok(header)
     }
 }
 
@@ -103,10 +126,11 @@ impl Qcow2 {
     /// Opens an image for reading.
     ///
     /// # Errors
-    /// It is no qcow2 image, a damaged one, or one that is not supported: encrypted, over a backing file,
+    /// It is no qcow2 image, a damaged one, one that was cut off, or one that is not supported: encrypted, over a backing file,
     /// with an external data file.
     pub(crate) fn open(file: FileStorage) -> Result<Self> {
         let header = Header::read(&file)?;
+        cut::refuse_cut(&file, &header)?;
         let failed = |e| malformed("cannot open the image", e);
         let medium = file.try_clone_file().and_then(File::try_from).map_err(failed)?;
         let mut driver = Driver::open_image(medium, false).map_err(failed)?;

@@ -437,6 +437,51 @@ fn an_order_is_guessed_only_when_asked_for() {
     assert!(out == whole_disk(&original)[..1 << 20]);
 }
 
+/// A few bytes over the start of a short table: the entries behind them still say where their blocks lie, however
+/// many of their neighbours are junk. They are had, and not called certain where most of what is left is junk.
+#[test]
+fn entries_beside_junk_still_name_their_blocks() {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(64 << 20).block_size(1 << 20).fixed(true).create_storage(&*file).unwrap();
+    let inner = Arc::clone(&file) as Arc<dyn Storage>;
+    let original = OpenOptions::new().open_storage(Arc::clone(&inner)).unwrap();
+    let bat = original.regions().bat();
+    for mib in bat.end() >> 20..file.len().unwrap() >> 20 {
+        file.write_at(mib << 20, &(mib + 1).to_le_bytes()).unwrap();
+    }
+    for bytes in [1, 8, 32, 48, 64, 72, 256, 504] {
+        let ranges = vec![bat.offset..bat.offset + bytes];
+        let damage = Damage { with: Instead::Junk, ..wiped("start of BAT", &ranges) };
+        let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+        let had = judge(&original, &salvage, salvage.image().unwrap().as_ref(), &damage);
+        assert_eq!(had.right, 64 - bytes.div_ceil(8), "{bytes} bytes of junk: {had:?}");
+        assert!(!salvage.report().is_whole());
+        if bytes > 64 {
+            assert_eq!(had.certain, 0, "{bytes} bytes of junk: {had:?}");
+        }
+    }
+}
+
+/// An entry of the log is torn, and whole newer ones lie behind it: no replay reaches them, so the table lacks what
+/// they and the torn one changed. Nobody may be told that everything was had.
+#[test]
+fn newer_entries_behind_a_torn_one_leave_nothing_certain() {
+    let inner = file("../../testdata/crashed.vhdx".as_ref());
+    let original = OpenOptions::new().open_storage(Arc::clone(&inner)).unwrap();
+    let damage = Damage { with: Instead::Junk, ..wiped("log entry", &[0x10_8000..0x10_8200]) };
+    let damaged = Damaged { inner: Arc::clone(&inner), damage: damage.clone() };
+    let gap = vhdxkit::log::Log::read(&damaged).unwrap().unreachable_entries();
+    assert!(gap.is_some(), "the damage makes no gap");
+    let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+    let report = salvage.report();
+    let had = judge(&original, &salvage, salvage.image().unwrap().as_ref(), &damage);
+    assert!(!report.is_whole(), "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("newer")), "{report:#?}");
+    let certain = Fate::ALL.into_iter().filter(|fate| fate.is_certain());
+    assert_eq!(certain.map(|fate| report.fates.count(fate)).sum::<u64>(), 0, "{report:#?}");
+    assert_eq!(had.share(), 10_000, "the newer images were not taken: {report:#?}");
+}
+
 /// A file of random bytes holds nothing, and costs no more than a look.
 #[test]
 fn junk_gives_nothing_and_does_no_harm() {

@@ -14,7 +14,7 @@ pub(crate) struct MapArgs {
     /// Write a page that shows the image: its disk, its file, its log, its problems.
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
-    /// Replace the page if it exists. A disk image is never replaced.
+    /// Replace the page if it exists. Nothing else is replaced but an empty file.
     #[arg(long, requires = "html")]
     pub(crate) force: bool,
     #[command(flatten)]

@@ -335,7 +335,7 @@ Examples:
 Examples:
   vhdx man /usr/local/share/man/man1")]
     Man {
-        /// The folder; it must exist.
+        /// The folder. It is made if there is none.
         dir: PathBuf,
     },
 }

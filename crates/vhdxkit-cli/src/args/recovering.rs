@@ -18,7 +18,7 @@ pub(crate) struct RecoverArgs {
     /// Print the report, make nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Replace the target if it exists.
+    /// Replace the target if it exists and is a VHDX file, or empty. Nothing else is replaced.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

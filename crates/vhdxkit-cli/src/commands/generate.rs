@@ -19,6 +19,8 @@ pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
 pub(crate) fn man_pages(dir: &Path) -> anyhow::Result<()> {
     let mut top = Cli::command();
     top.build();
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make the folder {}", dir.display()))?;
     write_pages(&top, "vhdx", dir)
 }
 

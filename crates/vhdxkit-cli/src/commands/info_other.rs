@@ -24,6 +24,14 @@ pub(crate) fn run(args: &InfoArgs, format: DiskFormat, context: Context) -> anyh
         other => vec![of_plain(path, other)?],
     };
     if !context.json {
+        // Of a file that is raw for want of anything better, and not even whole sectors, nobody made a disk.
+        let bytes = disk.size();
+        if args.from.is_none() && format == DiskFormat::Raw && !bytes.is_multiple_of(512) {
+            let name = path.display();
+            let text = "no disk image that is known; as raw it would be a disk of";
+            writeln!(io::stdout(), "{name}: {text} {bytes} bytes")?;
+            return Ok(());
+        }
         for value in &values {
             print_text(value)?;
         }

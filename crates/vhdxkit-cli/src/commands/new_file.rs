@@ -4,7 +4,7 @@
 //! whatever stops the work before leaves the old state.
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -54,6 +54,31 @@ fn refuse_with_children(path: &Path) -> anyhow::Result<()> {
     require_none_builds_on(path, identity, |children| {
         format!("{children} builds on {name}, and would be lost with it: it is not replaced")
     })
+}
+
+/// Refuses a target that is there and is neither empty nor, by its first `length` bytes, what the new file
+/// will be. Force is a word about an older result, not about whatever has the name by a slip of the user.
+pub(crate) fn replaces_only(
+    path: &Path,
+    what: &str,
+    length: usize,
+    is_such: impl FnOnce(&[u8]) -> bool,
+) -> anyhow::Result<()> {
+    if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
+        bail!("{} is no file", path.display());
+    }
+    let failed = || format!("cannot look into {}", path.display());
+    let mut start = Vec::new();
+    let limit = u64::try_from(length).unwrap_or(u64::MAX);
+    File::open(path)
+        .with_context(failed)?
+        .take(limit)
+        .read_to_end(&mut start)
+        .with_context(failed)?;
+    if !start.is_empty() && !is_such(&start) {
+        bail!("{} is not {what}, and no empty file: --force does not replace it", path.display());
+    }
+    Ok(())
 }
 
 /// Makes a file: `make` fills it and makes it durable. What is there is replaced only by force.

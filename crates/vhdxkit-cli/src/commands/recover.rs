@@ -1,6 +1,6 @@
 //! `vhdx recover`: what can be had of a damaged image, into a new file.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::Path;
@@ -22,6 +22,8 @@ use crate::failure::{NoParent, exit};
 
 /// Runs of blocks that are printed for people, of each fate.
 const MOST_RUNS: usize = 12;
+/// Columns of a terminal.
+const WIDTH: usize = 80;
 
 pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCode> {
     let to = args.to.as_deref().filter(|_| !args.dry_run);
@@ -30,7 +32,7 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
         Some(to) if args.parents.iter().any(|parent| same_file(parent, to)) => {
             bail!("{} is the parent", to.display())
         }
-        Some(to) => new_file::judge_target(to, args.force)?,
+        Some(to) => judge(to, args.force)?,
         None => None,
     };
     stop_on_signal();
@@ -82,6 +84,15 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
 }
 
+/// A recovered image may replace an image, such as that of an earlier try, and nothing else.
+fn judge(to: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
+    let existing = new_file::judge_target(to, force)?;
+    if existing.is_some() {
+        new_file::replaces_only(to, "a VHDX file", 8, |start| start == b"vhdxfile")?;
+    }
+    Ok(existing)
+}
+
 fn open_parent(args: &RecoverArgs, options: &OpenOptions) -> anyhow::Result<Option<Image>> {
     let Some((first, rest)) = args.parents.split_first() else { return Ok(None) };
     let options = rest.iter().fold(options.clone(), |options, path| options.parent(path));
@@ -128,10 +139,14 @@ fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
     writeln!(out, "{}: {} ({} bytes)", path.display(), size(report.file_size), report.file_size)?;
     for Statement { what, trust, offset, text } in &report.found {
         let place = offset.map(|at| format!(" at {at:#x}")).unwrap_or_default();
-        writeln!(out, "  {:<9} {what}{place}: {text}", trust.name())?;
+        print_wrapped(
+            &mut out,
+            &format!("  {:<9} ", trust.name()),
+            &format!("{what}{place}: {text}"),
+        )?;
     }
     for remark in &report.remarks {
-        writeln!(out, "  note      {remark}")?;
+        print_wrapped(&mut out, "  note      ", remark)?;
     }
     let Some(geometry) = report.geometry else { return Ok(()) };
     let kind = geometry.disk_type().name();
@@ -146,6 +161,26 @@ fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
         print_fate(&mut out, report, fate)?;
     }
     Ok(())
+}
+
+/// A text in lines of at most 80 columns, those after the first below its start.
+fn print_wrapped(out: &mut impl Write, first: &str, text: &str) -> io::Result<()> {
+    let indent = first.chars().count();
+    let (mut line, mut column) = (first.to_owned(), indent);
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > WIDTH {
+            line.push('\n');
+            line.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > indent {
+            line.push(' ');
+            column += 1;
+        }
+        line.push_str(word);
+        column += width;
+    }
+    writeln!(out, "{line}")
 }
 
 /// The blocks of one fate: the number of all, then runs, those with the same reason together.
@@ -172,7 +207,7 @@ fn print_fate(out: &mut impl Write, report: &Report, fate: Fate) -> io::Result<(
         };
         let entry = first.log_entry.map(|entry| format!(", log entry {entry}")).unwrap_or_default();
         let why = if first.why.is_empty() { String::new() } else { format!(": {}", first.why) };
-        writeln!(out, "           {}{more}{why}{entry}", names.join(", "))?;
+        print_wrapped(out, &" ".repeat(11), &format!("{}{more}{why}{entry}", names.join(", ")))?;
         printed += 1;
         rest = later;
         if printed == MOST_RUNS && !rest.is_empty() {

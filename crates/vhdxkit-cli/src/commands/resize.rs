@@ -84,7 +84,7 @@ fn require_whole_partitions(image: &Image, new: u64) -> anyhow::Result<()> {
         && found.end > new
     {
         bail!(
-            "the disk holds a {} file system that reaches to byte {}, behind the new end at {new}: shrink it in the guest first (--force cuts it off)",
+            "the disk holds a file system ({}) that reaches to byte {}, behind the new end at {new}: shrink it in the guest first (--force cuts it off)",
             found.name,
             found.end
         );

@@ -68,7 +68,7 @@ impl DiskFormat {
         };
         if let Some(name) = foreign {
             return Err(Error::invalid(format!(
-                "it looks like a {name} image, which this version does not read; say that it is raw to have its bytes taken as they are"
+                "it looks like a {name} image, which this version does not read: `qemu-img convert -O vhdx FILE NEW.vhdx` makes a VHDX of it (say that it is raw to have its bytes taken as they are)"
             )));
         }
         let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();

@@ -2,8 +2,8 @@
 
 mod html;
 
-use std::fs::{File, Metadata};
-use std::io::{self, BufWriter, Read as _, Write};
+use std::fs::Metadata;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -18,6 +18,9 @@ use crate::commands::convert::same_file;
 use crate::console::{self, size, stop_on_signal};
 use crate::failure::exit;
 use html::Facts;
+
+/// How every page begins, in any case.
+const PAGE_START: &[u8] = b"<!doctype html";
 
 pub(crate) fn run(args: &MapArgs, context: Context) -> anyhow::Result<ExitCode> {
     if let Some(target) = &args.html {
@@ -66,26 +69,20 @@ fn run_html(args: &MapArgs, target: &Path, context: Context) -> anyhow::Result<E
     Ok(if problems { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
 }
 
-/// A page must not take the place of a disk, whatever the user's slip: not even by force.
+/// A page must not take the place of anything but a page, whatever the user's slip: not even by force.
 fn judge_page(image: &Path, target: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
+    if target.as_os_str() == "-" {
+        bail!("the page goes into a file, not to stdout (./- is a file of that name)");
+    }
     if same_file(image, target) {
         bail!("the page and the image are the same file");
     }
     let existing = new_file::judge_target(target, force)?;
-    if existing.as_ref().is_some_and(|meta| !meta.is_file()) {
-        bail!("{} is no file", target.display());
-    }
-    if existing.is_some() && is_image(target)? {
-        bail!("{} is a disk image; a page does not replace it", target.display());
+    if existing.is_some() {
+        let is_page = |start: &[u8]| start.eq_ignore_ascii_case(PAGE_START);
+        new_file::replaces_only(target, "a page", PAGE_START.len(), is_page)?;
     }
     Ok(existing)
-}
-
-fn is_image(path: &Path) -> anyhow::Result<bool> {
-    let mut start = Vec::new();
-    let file = File::open(path).with_context(|| format!("cannot look into {}", path.display()))?;
-    file.take(8).read_to_end(&mut start)?;
-    Ok(start == b"vhdxfile")
 }
 
 /// One line per extent, written as it is found: the list may be long.

@@ -78,6 +78,8 @@ pub(super) struct Replayed {
     pub(super) storage: Arc<dyn Storage>,
     /// Whether anything was replayed.
     pub(super) is_replayed: bool,
+    /// Newer entries lie behind one that is damaged: no replay reaches them.
+    pub(super) has_gap: bool,
     /// Where the file ends. Replay makes it longer; what has been cut off does not come back by that.
     pub(super) file_size: u64,
 }
@@ -228,8 +230,10 @@ impl History {
         report: &mut Report,
     ) -> Result<Replayed> {
         let length = file.length()?;
-        let as_it_is =
-            || Ok(Replayed { storage: Arc::clone(file), is_replayed: false, file_size: length });
+        let as_it_is = || {
+            let storage = Arc::clone(file);
+            Ok(Replayed { storage, is_replayed: false, has_gap: false, file_size: length })
+        };
         let Some(place) = self.log.as_ref().and_then(Log::place) else { return as_it_is() };
         let session = match (headers.is_last(), self.order, self.sessions.first()) {
             (true, Order::Named, Some(session)) => session,
@@ -244,6 +248,12 @@ impl History {
             );
             return as_it_is();
         };
+        let gap = log.unreachable_entries();
+        if let Some(gap) = &gap {
+            let text = "nothing of the table is certain, the newer entries are used as witnesses";
+            report.remarks.push(format!("{gap}: {text}"));
+        }
+        let has_gap = gap.is_some();
         let entries = active.entries().len();
         match log.replay_regardless(Arc::clone(file)) {
             Ok(replayed) => {
@@ -253,7 +263,7 @@ impl History {
                 let head = active.head().map_or(0, |head| head.flushed_file_offset);
                 let is_cut = head == 0 || length < head;
                 let file_size = if is_cut { length } else { replayed.length()? };
-                Ok(Replayed { storage: replayed, is_replayed: true, file_size })
+                Ok(Replayed { storage: replayed, is_replayed: true, has_gap, file_size })
             }
             Err(error) => {
                 report.remarks.push(format!("the log was not replayed: {error}"));

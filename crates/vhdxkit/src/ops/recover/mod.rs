@@ -77,7 +77,7 @@ use regions::Regions;
 use settle::Settler;
 use shape::Shape;
 use space::Claims;
-use table::Table;
+use table::{Reliance, Table};
 
 /// What the caller knows of the disk, and allows.
 #[derive(Debug, Clone, Default)]
@@ -315,15 +315,15 @@ fn find(
     let history = History::read(&*raw, &headers, &heads, report)?;
     let replay = history.replay(&raw, &headers, report)?;
     let (storage, replayed, file_size) = (replay.storage, replay.is_replayed, replay.file_size);
+    let has_gap = replay.has_gap;
     let regions = Regions::find(&*storage, &history, &heads, report)?;
     let is_clean = headers.is_sound() && headers.session().is_none();
-    let is_complete =
-        (is_clean && (headers.is_last() || history.is_unused())) || (headers.is_last() && replayed);
+    let is_complete = (is_clean && (headers.is_last() || history.is_unused()))
+        || (headers.is_last() && replayed && !has_gap);
+    let reliance = Reliance { is_complete, is_replayed: replayed, has_gap };
     let bat = regions.bat.map(|region| region.offset);
     let table = |entries: u64| {
-        bat.map(|offset| {
-            Table::new(&storage, &raw, offset, entries, &history, (is_complete, replayed))
-        })
+        bat.map(|offset| Table::new(&storage, &raw, offset, entries, &history, reliance))
     };
     let Some(shape) = shape::find(&storage, regions.metadata, &history, &table, options, report)?
     else {

@@ -23,6 +23,7 @@ use super::table::{Origin, Table};
 const BLANK: &str = "the table is blank here, and the file holds data that nothing names";
 const NO_TABLE: &str = "no table was found";
 const INFERRED: &str = "the sizes that place it are inferred";
+const UNREACHED: &str = "a newer entry of the log says so, behind a damaged one";
 const IN_ORDER: &str = "placed by order, a guess";
 
 /// Decides about all blocks of a disk.
@@ -288,6 +289,7 @@ impl<'a> Settler<'a> {
             Origin::Log(_) if best == Fate::Absent => self.when_sizes_hold(best, ""),
             Origin::Log(_) => self.when_sizes_hold(Fate::Log, ""),
             Origin::Older(_) => (Fate::Older, "an older image of the table in the log says so"),
+            Origin::Unreached(_) => (Fate::Older, UNREACHED),
             Origin::Doubted(why) => (Fate::Older, why),
             Origin::Nothing(why) => (Fate::Lost, why),
         }
@@ -368,7 +370,9 @@ fn is_certain(origin: Origin) -> bool {
 
 fn entry_of(origin: Origin) -> Option<u64> {
     match origin {
-        Origin::Log(sequence) | Origin::Older(sequence) => Some(sequence),
+        Origin::Log(sequence) | Origin::Older(sequence) | Origin::Unreached(sequence) => {
+            Some(sequence)
+        }
         Origin::Table | Origin::Doubted(_) | Origin::Nothing(_) => None,
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! * **The file's page, when the last header says that it is complete** (the log is clean, or was replayed), and
 //!   it looks like a page of a table. Entries that are malformed are lost; a page with more than one in eight
-//!   malformed is no table any more.
+//!   malformed is overwritten: of its entries those that name a place in the file count, and not as certain.
 //! * **Else the log's newest image**, where it is known to be that: changes are logged before they are made.
 //! * **A page of zeros** is what an unused part of a table looks like, and a wiped one. If an image in the log
 //!   names blocks there it was wiped, as far as anybody can tell: the image is taken.
@@ -14,6 +14,8 @@
 //!   either.
 //! * When a log should have been replayed and cannot be, or no header and no log are left to tell whether one
 //!   should, nothing of the file's table is certain: the last changes may be missing.
+//! * Nor is anything where newer entries of the log lie behind one that is damaged, so that no replay reaches
+//!   them: the damaged one may have changed any page. The newer images are taken all the same.
 
 use std::sync::Arc;
 
@@ -28,6 +30,22 @@ use super::looks::{self, Looks, Page};
 const CONTRADICTED: &str = "the log contradicts the table; either may be older";
 const NO_LOG: &str = "the table may lack the last changes: the log that would tell is lost";
 
+const BEHIND_A_GAP: &str =
+    "the table lacks the last changes: newer entries of the log lie behind a damaged one";
+const AMID_JUNK: &str = "its part of the table is overwritten, its entry still makes sense";
+const OVERWRITTEN: &str = "the table is overwritten";
+
+/// How far the file's table and the log can be relied upon.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reliance {
+    /// A sound header says that the table in the file is complete.
+    pub(super) is_complete: bool,
+    /// The newest session of the log is in what is read.
+    pub(super) is_replayed: bool,
+    /// But for newer entries of it, which no replay reaches.
+    pub(super) has_gap: bool,
+}
+
 /// Who says what an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -37,6 +55,8 @@ pub(super) enum Origin {
     Log(u64),
     /// An image in the log that may be out of date.
     Older(u64),
+    /// An image in the log, newer than what is replayed, behind a damaged entry.
+    Unreached(u64),
     /// The table in the file, which may lack the last changes; why.
     Doubted(&'static str),
     /// Nobody.
@@ -55,6 +75,8 @@ pub(super) struct Witnessed {
     pub(super) is_blank: bool,
     /// The page in the file is not what was there.
     pub(super) is_destroyed: bool,
+    /// It is overwritten in part: only entries that name a place before this end of the file count.
+    plausible_before: Option<u64>,
 }
 
 impl Witnessed {
@@ -62,6 +84,9 @@ impl Witnessed {
     pub(super) fn entry(&self, slot: usize) -> (RawEntry, Origin) {
         let of = |page: &Page| looks::entries(page).nth(slot).unwrap_or_default();
         let raw = of(&self.bytes);
+        if self.plausible_before.is_some_and(|end| !is_plausible(raw, end)) {
+            return (RawEntry::default(), Origin::Nothing(OVERWRITTEN));
+        }
         if let Origin::Log(_) = self.origin {
             let same = self.in_file.as_ref().is_some_and(|page| of(page) == raw);
             return (raw, if same { Origin::Table } else { self.origin });
@@ -89,6 +114,11 @@ impl Witnessed {
     }
 }
 
+/// Whether an entry amid junk is one that was not overwritten, as far as can be told.
+fn is_plausible(raw: RawEntry, end: u64) -> bool {
+    looks::is_present(raw) && looks::is_well_formed(raw) && raw.file_offset() < end
+}
+
 /// The table of a file.
 pub(super) struct Table<'a> {
     /// Replayed as far as that is possible.
@@ -98,10 +128,7 @@ pub(super) struct Table<'a> {
     offset: u64,
     entries: u64,
     history: &'a History,
-    /// A sound header says that the table in the file is complete.
-    is_complete: bool,
-    /// The newest session of the log is in what is read.
-    is_replayed: bool,
+    reliance: Reliance,
     /// The page that was looked at last.
     last: Option<(u64, Witnessed)>,
 }
@@ -113,10 +140,10 @@ impl<'a> Table<'a> {
         offset: u64,
         entries: u64,
         history: &'a History,
-        (is_complete, is_replayed): (bool, bool),
+        reliance: Reliance,
     ) -> Self {
         let (storage, file) = (Arc::clone(storage), Arc::clone(file));
-        Self { storage, file, offset, entries, history, is_complete, is_replayed, last: None }
+        Self { storage, file, offset, entries, history, reliance, last: None }
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -148,7 +175,7 @@ impl<'a> Table<'a> {
         let gone = if there == 0 {
             "the table's part lies behind the end of the file"
         } else {
-            "the table is overwritten"
+            OVERWRITTEN
         };
         let images = self.history.images(at);
         let page = |bytes, origin, is_destroyed| Witnessed {
@@ -158,24 +185,31 @@ impl<'a> Table<'a> {
             doubts: Vec::new(),
             is_blank: looks == Looks::Zero,
             is_destroyed,
+            plausible_before: None,
         };
         let newest = images.first().filter(|image| image.sure);
         let says_more = |image: &SectorImage| image.bytes.iter().any(|byte| *byte != 0);
         if let Some(image) = newest
-            && (!self.is_complete
+            && (!self.reliance.is_complete
                 || looks == Looks::Damaged
                 || (looks == Looks::Zero && says_more(image)))
         {
-            let origin = Origin::Log(image.sequence);
             let is_destroyed =
                 looks == Looks::Damaged || (looks == Looks::Zero && says_more(image));
+            if self.reliance.has_gap {
+                let origin = Origin::Unreached(image.sequence);
+                let newer = page(image.bytes.clone(), origin, is_destroyed);
+                return Ok(Witnessed { is_blank: false, ..newer });
+            }
+            let origin = Origin::Log(image.sequence);
             let logged = page(image.bytes.clone(), origin, is_destroyed);
             self.file.read_zero_filled(at, &mut *bytes)?;
             return Ok(Witnessed { in_file: Some(bytes), is_blank: false, ..logged });
         }
-        let in_file = match self.is_complete || self.is_replayed {
-            true => Origin::Table,
-            false => Origin::Doubted(NO_LOG),
+        let in_file = match self.reliance {
+            Reliance { has_gap: true, .. } => Origin::Doubted(BEHIND_A_GAP),
+            Reliance { is_complete: false, is_replayed: false, .. } => Origin::Doubted(NO_LOG),
+            _ => Origin::Table,
         };
         let older = images.into_iter().find(|image| says_more(image));
         Ok(match (looks, older) {
@@ -188,13 +222,19 @@ impl<'a> Table<'a> {
                 Witnessed { is_blank: false, ..older }
             }
             (Looks::Zero, None) => page(bytes, in_file, false),
-            (Looks::Damaged, None) => page(bytes, Origin::Nothing(gone), true),
+            (Looks::Damaged, None) => {
+                let end = self.storage.length()?;
+                let any = looks::entries(&bytes).take(used).any(|raw| is_plausible(raw, end));
+                let origin = if any { Origin::Doubted(AMID_JUNK) } else { Origin::Nothing(gone) };
+                let plausible_before = any.then_some(end);
+                Witnessed { plausible_before, ..page(bytes, origin, true) }
+            }
         })
     }
 
     /// Images that may be newer than the page in the file.
     fn doubts(&self, at: u64) -> Vec<SectorImage> {
-        match !self.is_complete && self.history.order() == Order::Unknown {
+        match !self.reliance.is_complete && self.history.order() == Order::Unknown {
             true => self.history.images(at),
             false => Vec::new(),
         }
@@ -203,7 +243,7 @@ impl<'a> Table<'a> {
     /// Places that log images name which may be newer than the file's table: what lies there may have changed
     /// hands.
     pub(super) fn disputed(&self) -> Vec<(u64, RawEntry)> {
-        if self.is_complete || self.history.order() != Order::Unknown {
+        if self.reliance.is_complete || self.history.order() != Order::Unknown {
             return Vec::new();
         }
         let end = self.offset.saturating_add(self.entries.saturating_mul(8));
