@@ -221,6 +221,47 @@ fn an_undo_is_refused_for_another_image_and_for_one_that_was_written_since() {
     assert!(undo_file(&path, &undo, true).unwrap().forced);
 }
 
+/// Both headers of another disk of the same layout are damaged. They tell nothing then; the disk's own id does.
+#[test]
+fn an_undo_file_is_refused_for_another_disk_whose_headers_are_damaged() {
+    let fault = some_fault("V27");
+    let file = Arc::new(MemoryStorage::new(fault.bytes.clone()));
+    let undo = MemoryStorage::empty();
+    let plan = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    plan.write_undo(&*file, "disk.vhdx", &undo).unwrap();
+    plan.carry_out(&*file, &mut ()).unwrap();
+    let undo = Undo::read(&undo).unwrap();
+    let without_headers = |mut bytes: Vec<u8>| {
+        bytes[0x1_0000..0x1_1000].fill(0x5a);
+        bytes[0x2_0000..0x2_1000].fill(0x5a);
+        MemoryStorage::new(bytes)
+    };
+    // The same blocks, the same table; only the identity differs.
+    let stranger = sound().seed(77).build_vec();
+    assert_eq!(stranger.len(), fault.bytes.len());
+    let mut same_table = file.to_vec();
+    let metadata = 2 << 20..(2 << 20) + 0x2_0000;
+    same_table[metadata.clone()].copy_from_slice(&stranger[metadata]);
+    for other in [stranger, same_table, sound().seed(78).build_vec()] {
+        let other = without_headers(other);
+        let before = other.to_vec();
+        let error = undo.restore(&other, false).unwrap_err();
+        assert!(error.to_string().contains("not for this image"), "{error}");
+        assert!(other.to_vec() == before, "it was written");
+    }
+    // The same disk, its table written by others since.
+    let mut written = file.to_vec();
+    written[sound().layout().bat_offset as usize + 8 * 12] = 2;
+    let written = without_headers(written);
+    assert!(undo.restore(&written, false).is_err());
+    // Its own image, before and after the repair, is restored without headers too.
+    for own in [fault.bytes.clone(), file.to_vec()] {
+        let own = without_headers(own);
+        assert!(!undo.restore(&own, false).unwrap().forced);
+        assert!(own.to_vec() == fault.bytes);
+    }
+}
+
 /// Somebody has changed a table of the repaired file with other tools, which leave the headers alone.
 #[test]
 fn an_undo_sees_changes_that_no_header_tells_of() {
@@ -251,7 +292,7 @@ fn an_undo_file_with_one_wrong_bit_is_refused() {
         bytes[at] ^= 1 << random.below(8);
         assert!(Undo::read(&MemoryStorage::new(bytes)).is_err());
     }
-    for length in [0, 8, 71, 72, 100, whole.len() - 1] {
+    for length in [0, 8, 79, 80, 100, whole.len() - 1] {
         assert!(Undo::read(&MemoryStorage::new(whole[..length].to_vec())).is_err());
     }
 }
