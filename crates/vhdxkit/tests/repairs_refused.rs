@@ -489,3 +489,67 @@ fn random_damage_is_never_made_worse() {
     }
     assert!(repaired > 100, "only {repaired} were repaired");
 }
+
+/// Random bytes over a page of the table: that is no file whose end is missing, and none of the blocks whose entries
+/// were hit counts as safe.
+#[test]
+fn junk_in_the_block_table_is_not_taken_for_a_missing_end() {
+    let image = sound();
+    let bat = image.layout().bat_offset as usize;
+    let mut random = Random::new(9);
+    let mut bytes = image.build_vec();
+    for byte in &mut bytes[bat + 8 * 3..bat + 8 * 12] {
+        *byte = random.below(256) as u8;
+    }
+    // Among them one that would be harmless alone.
+    let place = image.layout().blocks[&5];
+    put_u64(&mut bytes, bat as u64 + 8 * 5, place);
+    let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
+    assert!(findings.is_table_overwritten());
+    assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(3..12)));
+
+    // A file that was cut off: only the block that is gone.
+    let mut bytes = image.build_vec();
+    bytes.truncate(place as usize);
+    let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
+    assert!(!findings.is_table_overwritten());
+    assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(5..6)));
+
+    // Two owners of one place: neither is safe.
+    let mut bytes = image.build_vec();
+    put_u64(&mut bytes, bat as u64 + 8 * 9, place | 6);
+    let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
+    assert_eq!(findings.doubtful_blocks(), [5..6, 9..10]);
+    let clean = check(Arc::new(MemoryStorage::new(image.build_vec())), &mut ()).unwrap();
+    assert!(clean.doubtful_blocks().is_empty() && !clean.is_table_overwritten());
+}
+
+/// Damage has cleared the state of an entry and left its offset: that is all that tells where the block is. It is
+/// cleared at the user's word alone.
+#[test]
+fn the_last_trace_of_a_block_is_not_cleared() {
+    let image = sound();
+    let bat = image.layout().bat_offset;
+    let place = image.layout().blocks[&5];
+    for state in [0, 2] {
+        let mut bytes = image.build_vec();
+        put_u64(&mut bytes, bat + 8 * 5, place | state);
+        let alone = Arc::new(MemoryStorage::new(bytes.clone()));
+        let thought = plan(alone, &RepairOptions::default(), &mut ()).unwrap();
+        assert!(thought.codes().contains(&"V32"), "nothing else is wrong: {thought:?}");
+        // Reserved bits in the same page.
+        put_u64(&mut bytes, bat + 8 * 9, 0x8);
+        let file = Arc::new(MemoryStorage::new(bytes));
+        let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+        assert!(!thought.codes().contains(&"V32"), "{thought:?}");
+        let left = thought.left().iter().find(|left| left.code == "V32").expect("it is told");
+        assert!(left.word.is_some() && left.why.contains("recover"), "{left:?}");
+        thought.carry_out(&*file, &mut ()).unwrap();
+        let now = file.to_vec();
+        let at = (bat + 8 * 5) as usize;
+        assert_eq!(now[at..at + 8], (place | state).to_le_bytes());
+        assert!(now.len() as u64 >= place + MIB, "its contents were cut off");
+        let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+        assert!(thought.codes().contains(&"V32"), "{thought:?}");
+    }
+}
