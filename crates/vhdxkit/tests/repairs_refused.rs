@@ -504,8 +504,14 @@ fn junk_in_the_block_table_is_not_taken_for_a_missing_end() {
     // Among them one that would be harmless alone.
     let place = image.layout().blocks[&5];
     put_u64(&mut bytes, bat as u64 + 8 * 5, place);
-    let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
+    let file = Arc::new(MemoryStorage::new(bytes));
+    let findings = check(file.clone(), &mut ()).unwrap();
     assert!(findings.is_table_overwritten());
+    assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(3..12)));
+    // Nor does a repair make such entries look sound.
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    thought.carry_out(&*file, &mut ()).unwrap();
+    let findings = check(file, &mut ()).unwrap();
     assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(3..12)));
 
     // A file that was cut off: only the block that is gone.

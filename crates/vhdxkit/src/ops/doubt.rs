@@ -62,14 +62,19 @@ pub(crate) struct PageJudge {
     /// Blocks of this page with something odd.
     odd: Vec<u64>,
     junk: u64,
+    impossible: bool,
     damaged: Vec<u64>,
+    /// Pages that were overwritten beyond doubt, in order.
+    pub(crate) overwritten: Vec<u64>,
     pub(crate) doubt: Doubt,
 }
 
 impl PageJudge {
     pub(crate) fn new(rules: EntryRules) -> Self {
         let (odd, damaged) = (Vec::new(), Vec::new());
-        Self { rules, page: 0, odd, junk: 0, damaged, doubt: Doubt::default() }
+        let overwritten = Vec::new();
+        let doubt = Doubt::default();
+        Self { rules, page: 0, odd, junk: 0, impossible: false, damaged, overwritten, doubt }
     }
 
     /// The next entry.
@@ -83,7 +88,7 @@ impl PageJudge {
         let trust = self.rules.trust(slot, raw);
         if let Trust::Junk { impossible } = trust {
             self.junk = self.junk.saturating_add(1);
-            self.doubt.overwritten |= impossible;
+            self.impossible |= impossible;
         }
         match (slot, trust) {
             (_, Trust::Sound) | (BatSlot::Padding, _) => {}
@@ -100,14 +105,18 @@ impl PageJudge {
         }
     }
 
-    fn end_page(&mut self) {
+    pub(crate) fn end_page(&mut self) {
         if self.junk > 0 {
             self.damaged.push(self.page);
             for block in std::mem::take(&mut self.odd) {
                 self.doubt.add(block..block.saturating_add(1));
             }
         }
-        self.doubt.overwritten |= self.junk >= MANY;
+        if self.impossible || self.junk >= MANY {
+            self.doubt.overwritten = true;
+            self.overwritten.push(self.page);
+        }
+        self.impossible = false;
         self.junk = 0;
         self.odd.clear();
     }

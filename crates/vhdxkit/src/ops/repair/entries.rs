@@ -11,7 +11,7 @@ use crate::format::bat::{
     DRAFT_UNMAPPED, ENTRIES_PER_PAGE, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK,
 };
 use crate::format::limits::MAX_REPAIR_COPIES;
-use crate::map::{EntryRules, SpaceMap, walk};
+use crate::map::{EntryRules, SpaceMap, Trust, walk};
 use crate::ops::check::slot_name;
 use crate::ops::doubt::PageJudge;
 use crate::storage::{DataRuns, Storage, StorageExt};
@@ -133,6 +133,13 @@ impl<'a> Entries<'a> {
     fn payload(&mut self, block: u64, index: u64, raw: RawEntry) -> Result<RawEntry> {
         let at = self.rules.at(index);
         let name = |what: &str| format!("block {block} (BAT entry at {}): {what}", hex(at));
+        let page = index / ENTRIES_PER_PAGE;
+        if !self.options.allow_data_loss
+            && self.traces.overwritten.binary_search(&page).is_ok()
+            && self.rules.trust(BatSlot::Payload(block), raw) != Trust::Sound
+        {
+            return Ok(self.untouched(block, raw));
+        }
         if let Some(state @ (PayloadState::NotPresent | PayloadState::Zero)) =
             PayloadState::from_raw(raw.state())
             && !self.options.allow_data_loss
@@ -173,6 +180,23 @@ impl<'a> Entries<'a> {
             }
             Some(state) => self.present(block, index, raw, state),
         }
+    }
+
+    /// An entry that was written over: made to look sound, nobody would know any more that its block is not.
+    fn untouched(&mut self, block: u64, raw: RawEntry) -> RawEntry {
+        let place = raw.file_offset();
+        let remarks = self.rules.payload_remarks(block, raw).into_iter().flatten().next();
+        let defect = self.rules.payload(block, raw).err().or(remarks);
+        if let Some(defect) = defect {
+            self.report.needs(&defect, Word::AllowDataLoss, OVERWRITTEN);
+        }
+        if place < self.rules.file_size {
+            let end = place.saturating_add(u64::from(self.rules.geometry.block_size()));
+            self.highest = self.highest.max(end.min(self.rules.file_size));
+        } else {
+            self.held_back |= self.rules.owned(raw).is_some();
+        }
+        raw
     }
 
     /// Whether a trimmed block may keep the space it held: nobody reads it, so it gives way to all.
@@ -396,13 +420,21 @@ struct Traces {
     owned: SpaceMap,
     /// Pages of the table that hold junk, in order.
     damaged: Vec<u64>,
+    /// Those that were overwritten beyond doubt.
+    overwritten: Vec<u64>,
     /// What was seen at a place: each is looked at once.
     seen: BTreeMap<u64, bool>,
 }
 
 impl Traces {
     fn new(storage: &Arc<dyn Storage>, owned: SpaceMap) -> Self {
-        Self { storage: Arc::clone(storage), owned, damaged: Vec::new(), seen: BTreeMap::new() }
+        Self {
+            storage: Arc::clone(storage),
+            owned,
+            damaged: Vec::new(),
+            overwritten: Vec::new(),
+            seen: BTreeMap::new(),
+        }
     }
 
     fn look(&mut self, rules: EntryRules, storage: &dyn Storage, count: u64) -> Result<()> {
@@ -427,6 +459,8 @@ impl Traces {
             }
             Ok(())
         })?;
+        pages.end_page();
+        self.overwritten = std::mem::take(&mut pages.overwritten);
         self.damaged = pages.end().1;
         Ok(())
     }
@@ -467,6 +501,9 @@ fn holds_data(storage: &dyn Storage, range: Range<u64>) -> Result<bool> {
     Ok(false)
 }
 
+const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry said. First \
+                           get what there is with `vhdx recover IMAGE --to NEW.vhdx`; with the word the entry is \
+                           taken for what it happens to say";
 const A_TRACE: &str = "this page of the block table was damaged, and the offset names data that nothing else \
                        names: it may be all that tells where the block is. First get the block with `vhdx \
                        recover IMAGE --to NEW.vhdx`; the word clears the offset";
