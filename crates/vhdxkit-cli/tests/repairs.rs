@@ -156,3 +156,126 @@ fn children_of_a_disk_that_loses_data_are_named() {
         vhdx(&["check", &image, "--repair", "--allow-data-loss"]).succeeds_with_errors();
     assert!(warned.contains("child.avhdx") && warned.contains("relink"), "{warned}");
 }
+
+fn check_text(dir: &Workdir, bytes: &[u8]) -> String {
+    let image = dir.path("disk.vhdx");
+    std::fs::write(&image, bytes).unwrap();
+    vhdx(&["check", &image]).exits_with(3)
+}
+
+/// Which of all is the first thing to type decides what somebody loses.
+#[test]
+fn a_repair_that_would_do_nothing_is_not_offered_and_recover_comes_first() {
+    let dir = Workdir::new();
+    let text = check_text(&dir, &fault("a block lies behind the end of the file").bytes);
+    let recover = text.find("vhdx recover").expect(&text);
+    let repair = text.find("--repair --dry-run --allow-data-loss").expect(&text);
+    assert!(recover < repair, "{text}");
+    assert!(!text.contains("--repair --dry-run\n"), "{text}");
+    assert!(text.contains("the file was not changed") && text.contains("but block "), "{text}");
+}
+
+/// A repair that has written says so, and does not tell anybody to keep a copy first.
+#[test]
+fn a_repair_in_part_does_not_say_that_the_file_was_not_changed() {
+    let dir = Workdir::new();
+    let mut bytes = fault("a block lies behind the end of the file").bytes;
+    // State 5 of the draft, which is mended without a word.
+    bytes[(3 << 20) + 8 * 7..][..8].copy_from_slice(&5u64.to_le_bytes());
+    let image = dir.path("disk.vhdx");
+    std::fs::write(&image, &bytes).unwrap();
+    let text = vhdx(&["check", &image, "--repair"]).exits_with(3);
+    assert!(text.contains("repaired in part") && text.contains("--undo"), "{text}");
+    for wrong in ["was not changed", "do that first", "--repair --dry-run\n"] {
+        assert!(!text.contains(wrong), "{wrong}:\n{text}");
+    }
+}
+
+#[test]
+fn an_overwritten_table_is_called_one_and_its_blocks_are_named_in_ranges() {
+    let dir = Workdir::new();
+    let mut bytes = vhdxkit_testkit::faults::sound().build_vec();
+    for (number, byte) in bytes[(3 << 20) + 8..(3 << 20) + 8 * 9].iter_mut().enumerate() {
+        *byte = (number as u8).wrapping_mul(73) ^ 0xa5;
+    }
+    let text = check_text(&dir, &bytes);
+    assert!(text.contains("the block table was overwritten"), "{text}");
+    assert!(!text.contains("end of the file is missing"), "{text}");
+    assert!(text.contains("but blocks 1-8"), "{text}");
+}
+
+/// Blocks behind the end, one after another, are one line; JSON has each.
+#[test]
+fn neighbours_behind_the_end_are_one_line() {
+    let dir = Workdir::new();
+    let mut bytes = vhdxkit_testkit::faults::sound().build_vec();
+    let end = bytes.len() as u64;
+    for block in 6..12u64 {
+        let at = (3 << 20) + 8 * block as usize;
+        bytes[at..at + 8].copy_from_slice(&((end + (block << 20)) | 6).to_le_bytes());
+    }
+    let text = check_text(&dir, &bytes);
+    let lines = text.lines().filter(|line| line.contains("V29")).count();
+    assert!(lines == 1 && text.contains("blocks 6 to 11 lie at"), "{text}");
+    let told = json(&vhdx(&["check", "--json", &dir.path("disk.vhdx")]).exits_with(3));
+    let each = told["findings"].as_array().unwrap().iter().filter(|found| found["code"] == "V29");
+    assert_eq!(each.count(), 6);
+    assert_eq!(told["doubtful_blocks"][0]["count"], 6);
+}
+
+/// What is no VHDX is called by its name, whatever its file is called, and nobody is told to repair it.
+#[test]
+fn a_file_of_another_kind_is_named() {
+    let dir = Workdir::new();
+    let vmdk = [&b"KDMV"[..], &[0; 4096]].concat();
+    let mut vdi = vec![0; 4096];
+    vdi[64..68].copy_from_slice(&[0x7F, 0x10, 0xDA, 0xBE]);
+    let vhd = [&[0; 4096][..], b"conectix", &[0; 504]].concat();
+    let qcow2 = [&b"QFI\xfb"[..], &[0; 4096]].concat();
+    for (bytes, words) in [
+        (Vec::new(), &["the file is empty"][..]),
+        (b"just some text\n".to_vec(), &["no disk image that is known"]),
+        (qcow2, &["qcow2 image", "vhdx convert", "--from qcow2"]),
+        (vhd, &["VHD image", "vhdx convert", "--from vhd"]),
+        (vmdk, &["VMDK image"]),
+        (vdi, &["VDI image"]),
+    ] {
+        let text = check_text(&dir, &bytes);
+        for word in words {
+            assert!(text.contains(word), "{word}:\n{text}");
+        }
+        assert!(!text.contains("--repair"), "{text}");
+        let image = dir.path("disk.vhdx");
+        vhdx(&["check", &image, "--repair"]).exits_with(3);
+        assert!(std::fs::read(&image).unwrap() == bytes);
+    }
+    // The beginning of a VHDX was overwritten: that is one still.
+    let mut bytes = vhdxkit_testkit::faults::sound().build_vec();
+    bytes[..1 << 20].fill(0xee);
+    assert!(check_text(&dir, &bytes).contains("vhdx recover"));
+}
+
+/// `-disk.vhdx` behind a command would be taken for options.
+#[test]
+fn a_name_that_begins_with_a_dash_is_printed_as_a_path() {
+    let dir = Workdir::new();
+    let image = dir.path("-disk.vhdx");
+    std::fs::write(&image, fault("a block lies behind the end of the file").bytes).unwrap();
+    let folder = std::path::Path::new(&image).parent().unwrap();
+    let said = |words: &[&str]| {
+        let run = std::process::Command::new(env!("CARGO_BIN_EXE_vhdx"))
+            .args(words)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let text = said(&["check", "--", "-disk.vhdx"]);
+    for command in
+        ["cp --sparse=always ./-disk.vhdx", "vhdx recover ./-disk.vhdx", "check ./-disk.vhdx"]
+    {
+        assert!(text.contains(command), "{command}:\n{text}");
+    }
+    let text = said(&["check", "--repair", "--allow-data-loss", "--", "-disk.vhdx"]);
+    assert!(text.contains("vhdx check ./-disk.vhdx --undo ./-disk.vhdx.undo-"), "{text}");
+}

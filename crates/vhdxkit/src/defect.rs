@@ -343,7 +343,7 @@ defects! {
         "block {block} is in the reserved state {state}";
     BlockStateDraft { at: u64, block: u64 } => "V26", Warning, "BAT", Some(*at), Repair("write state 3"),
         "block {block} is in state 5, UNMAPPED in the draft of 2012; read as such";
-    PartialWithoutParent { at: u64, block: u64 } => "V26", Error, "BAT", Some(*at), Repair("make the block fully present"),
+    PartialWithoutParent { at: u64, block: u64 } => "V26", Error, "BAT", Some(*at), Repair("make the block fully present, where nothing else speaks against it"),
         "block {block} is PARTIALLY_PRESENT although the disk has no parent";
     BitmapEntryState { at: u64, chunk: u64, state: u8, differencing: bool } => "V26",
         if *differencing { Error } else { Warning }, "BAT", Some(*at), Repair("clear the entry, unless a block needs the bitmap"),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::defect::Defect;
 use crate::format::Guid;
@@ -102,14 +102,25 @@ pub struct Looked {
 impl ParentProblem {
     /// What a person can type next.
     fn advice(&self) -> String {
-        let child = self.child.display();
+        let child = as_argument(&self.child);
         match self.found.first() {
             Some(found) => format!(
                 "`vhdx relink {child} --parent {}` makes that its parent; --parent alone uses it this once",
-                found.display()
+                as_argument(found)
             ),
             None => "name the parent with --parent, or a folder to look in with --search; `vhdx info` tells all that the child knows of it; --ignore-parent-id takes a parent that was changed, at your own word".to_owned(),
         }
+    }
+}
+
+/// A path as a shell takes it for an argument, and a command for no option.
+fn as_argument(path: &Path) -> String {
+    let text = path.display().to_string();
+    let text = if text.starts_with('-') { format!("./{text}") } else { text };
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
+    match text.chars().all(plain) && !text.is_empty() {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Who judges: an open stops at the first error, a check notes everything and goes on.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::Result;
 use crate::defect::{Defect, Severity};
 use crate::format::limits::MAX_FINDINGS_PER_CODE;
+use crate::ops::doubt::Doubt;
 
 /// Collects defects while structures are read.
 ///
@@ -15,6 +17,7 @@ pub struct Findings {
     keep_going: bool,
     list: Vec<Defect>,
     per_code: BTreeMap<&'static str, usize>,
+    pub(crate) doubt: Doubt,
 }
 
 impl Findings {
@@ -65,6 +68,19 @@ impl Findings {
             .iter()
             .map(|(&code, &seen)| (code, seen.saturating_sub(MAX_FINDINGS_PER_CODE)))
             .filter(|&(_, rest)| rest > 0)
+    }
+
+    /// The blocks of the disk whose contents a check cannot vouch for, in order, whether or not a finding that is
+    /// listed names them. Of a disk whose tables cannot be read nothing is known: then there are none.
+    #[must_use]
+    pub fn doubtful_blocks(&self) -> Vec<Range<u64>> {
+        self.doubt.clone().ranges()
+    }
+
+    /// Whether something has written over the block table: it holds what no writer of the format can have meant.
+    #[must_use]
+    pub fn is_table_overwritten(&self) -> bool {
+        self.doubt.is_overwritten()
     }
 
     /// Whether anything is worse than a remark.

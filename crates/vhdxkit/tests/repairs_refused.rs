@@ -221,6 +221,47 @@ fn an_undo_is_refused_for_another_image_and_for_one_that_was_written_since() {
     assert!(undo_file(&path, &undo, true).unwrap().forced);
 }
 
+/// Both headers of another disk of the same layout are damaged. They tell nothing then; the disk's own id does.
+#[test]
+fn an_undo_file_is_refused_for_another_disk_whose_headers_are_damaged() {
+    let fault = some_fault("V27");
+    let file = Arc::new(MemoryStorage::new(fault.bytes.clone()));
+    let undo = MemoryStorage::empty();
+    let plan = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    plan.write_undo(&*file, "disk.vhdx", &undo).unwrap();
+    plan.carry_out(&*file, &mut ()).unwrap();
+    let undo = Undo::read(&undo).unwrap();
+    let without_headers = |mut bytes: Vec<u8>| {
+        bytes[0x1_0000..0x1_1000].fill(0x5a);
+        bytes[0x2_0000..0x2_1000].fill(0x5a);
+        MemoryStorage::new(bytes)
+    };
+    // The same blocks, the same table; only the identity differs.
+    let stranger = sound().seed(77).build_vec();
+    assert_eq!(stranger.len(), fault.bytes.len());
+    let mut same_table = file.to_vec();
+    let metadata = 2 << 20..(2 << 20) + 0x2_0000;
+    same_table[metadata.clone()].copy_from_slice(&stranger[metadata]);
+    for other in [stranger, same_table, sound().seed(78).build_vec()] {
+        let other = without_headers(other);
+        let before = other.to_vec();
+        let error = undo.restore(&other, false).unwrap_err();
+        assert!(error.to_string().contains("not for this image"), "{error}");
+        assert!(other.to_vec() == before, "it was written");
+    }
+    // The same disk, its table written by others since.
+    let mut written = file.to_vec();
+    written[sound().layout().bat_offset as usize + 8 * 12] = 2;
+    let written = without_headers(written);
+    assert!(undo.restore(&written, false).is_err());
+    // Its own image, before and after the repair, is restored without headers too.
+    for own in [fault.bytes.clone(), file.to_vec()] {
+        let own = without_headers(own);
+        assert!(!undo.restore(&own, false).unwrap().forced);
+        assert!(own.to_vec() == fault.bytes);
+    }
+}
+
 /// Somebody has changed a table of the repaired file with other tools, which leave the headers alone.
 #[test]
 fn an_undo_sees_changes_that_no_header_tells_of() {
@@ -251,7 +292,7 @@ fn an_undo_file_with_one_wrong_bit_is_refused() {
         bytes[at] ^= 1 << random.below(8);
         assert!(Undo::read(&MemoryStorage::new(bytes)).is_err());
     }
-    for length in [0, 8, 71, 72, 100, whole.len() - 1] {
+    for length in [0, 8, 79, 80, 100, whole.len() - 1] {
         assert!(Undo::read(&MemoryStorage::new(whole[..length].to_vec())).is_err());
     }
 }
@@ -447,4 +488,74 @@ fn random_damage_is_never_made_worse() {
         assert!(report.changed && file.to_vec() == bytes);
     }
     assert!(repaired > 100, "only {repaired} were repaired");
+}
+
+/// Random bytes over a page of the table: that is no file whose end is missing, and none of the blocks whose entries
+/// were hit counts as safe.
+#[test]
+fn junk_in_the_block_table_is_not_taken_for_a_missing_end() {
+    let image = sound();
+    let bat = image.layout().bat_offset as usize;
+    let mut random = Random::new(9);
+    let mut bytes = image.build_vec();
+    for byte in &mut bytes[bat + 8 * 3..bat + 8 * 12] {
+        *byte = random.below(256) as u8;
+    }
+    // Among them one that would be harmless alone.
+    let place = image.layout().blocks[&5];
+    put_u64(&mut bytes, bat as u64 + 8 * 5, place);
+    let file = Arc::new(MemoryStorage::new(bytes));
+    let findings = check(file.clone(), &mut ()).unwrap();
+    assert!(findings.is_table_overwritten());
+    assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(3..12)));
+    // Nor does a repair make such entries look sound.
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    thought.carry_out(&*file, &mut ()).unwrap();
+    let findings = check(file, &mut ()).unwrap();
+    assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(3..12)));
+
+    // A file that was cut off: only the block that is gone.
+    let mut bytes = image.build_vec();
+    bytes.truncate(place as usize);
+    let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
+    assert!(!findings.is_table_overwritten());
+    assert_eq!(findings.doubtful_blocks(), std::slice::from_ref(&(5..6)));
+
+    // Two owners of one place: neither is safe.
+    let mut bytes = image.build_vec();
+    put_u64(&mut bytes, bat as u64 + 8 * 9, place | 6);
+    let findings = check(Arc::new(MemoryStorage::new(bytes)), &mut ()).unwrap();
+    assert_eq!(findings.doubtful_blocks(), [5..6, 9..10]);
+    let clean = check(Arc::new(MemoryStorage::new(image.build_vec())), &mut ()).unwrap();
+    assert!(clean.doubtful_blocks().is_empty() && !clean.is_table_overwritten());
+}
+
+/// Damage has cleared the state of an entry and left its offset: that is all that tells where the block is. It is
+/// cleared at the user's word alone.
+#[test]
+fn the_last_trace_of_a_block_is_not_cleared() {
+    let image = sound();
+    let bat = image.layout().bat_offset;
+    let place = image.layout().blocks[&5];
+    for state in [0, 2] {
+        let mut bytes = image.build_vec();
+        put_u64(&mut bytes, bat + 8 * 5, place | state);
+        let alone = Arc::new(MemoryStorage::new(bytes.clone()));
+        let thought = plan(alone, &RepairOptions::default(), &mut ()).unwrap();
+        assert!(thought.codes().contains(&"V32"), "nothing else is wrong: {thought:?}");
+        // Reserved bits in the same page.
+        put_u64(&mut bytes, bat + 8 * 9, 0x8);
+        let file = Arc::new(MemoryStorage::new(bytes));
+        let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+        assert!(!thought.codes().contains(&"V32"), "{thought:?}");
+        let left = thought.left().iter().find(|left| left.code == "V32").expect("it is told");
+        assert!(left.word.is_some() && left.why.contains("recover"), "{left:?}");
+        thought.carry_out(&*file, &mut ()).unwrap();
+        let now = file.to_vec();
+        let at = (bat + 8 * 5) as usize;
+        assert_eq!(now[at..at + 8], (place | state).to_le_bytes());
+        assert!(now.len() as u64 >= place + MIB, "its contents were cut off");
+        let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+        assert!(thought.codes().contains(&"V32"), "{thought:?}");
+    }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::bail;
 use vhdxkit::ops::partitions::{FileSystem, Partition, PartitionType};
 
+pub(super) use super::check::quoted;
+
 /// What is known of a served file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Contents {
@@ -77,16 +79,6 @@ pub(super) fn sudo() -> &'static str {
 fn kernel_has(file_system: &str) -> bool {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     known.split_whitespace().any(|word| word == file_system)
-}
-
-/// A path as a shell takes it.
-pub(super) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
 }
 
 /// The partition of a number, or which ones there are.

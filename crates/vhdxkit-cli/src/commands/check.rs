@@ -4,6 +4,7 @@
 //! what to type. The findings themselves come before it.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,8 +13,9 @@ use vhdxkit::OpenOptions;
 use vhdxkit::defect::{Defect, Remedy, Severity};
 use vhdxkit::findings::Findings;
 use vhdxkit::ops::check::{CheckedImage, check_chain};
+use vhdxkit::ops::repair::{Plan, RepairOptions, Word, plan_file};
 
-use super::{Context, repair};
+use super::{Context, foreign, repair};
 use crate::args::CheckArgs;
 use crate::console::{Bar, count, print_json, stop_on_signal, wrapped};
 use crate::failure::exit;
@@ -21,6 +23,12 @@ use crate::failure::exit;
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     if let Some(undo) = &args.mend.undo {
         return repair::undo(&args.image.image, undo, args.mend.force, context);
+    }
+    if !context.json
+        && let Some(foreign) = foreign::recognise(&args.image.image)
+    {
+        foreign.print(&mut io::stdout().lock(), &args.image.image)?;
+        return Ok(exit_code(true));
     }
     if args.mend.repair {
         return repair::run(args, context);
@@ -33,7 +41,7 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
         let mut out = io::stdout().lock();
         for image in &images {
             print_findings(&mut out, &image.findings)?;
-            print_verdict(&mut out, &image.path, &image.findings)?;
+            print_verdict(&mut out, image, args.image.open.force_share)?;
         }
     }
     Ok(exit_code(problems))
@@ -86,10 +94,16 @@ pub(super) fn as_json(images: &[CheckedImage], repaired: &[&str]) -> Value {
             left_out.insert(code.to_owned(), json!(sum));
         }
     }
+    let doubtful = images.first().map_or_else(Vec::new, |image| image.findings.doubtful_blocks());
+    let doubtful: Vec<Value> = doubtful
+        .iter()
+        .map(|run| json!({ "first": run.start, "count": run.end - run.start }))
+        .collect();
     json!({
         "result": if has_problems(images) { "problems" } else { "ok" },
         "findings": list,
         "left_out": left_out,
+        "doubtful_blocks": doubtful,
         "repaired": repaired,
     })
 }
@@ -101,11 +115,14 @@ pub(super) fn print_findings(out: &mut impl Write, findings: &Findings) -> io::R
     let mut list: Vec<&Defect> = findings.list().iter().collect();
     list.sort_by_key(|finding| finding.severity());
     let mut told: Vec<&str> = Vec::new();
-    for finding in list {
+    let mut rest = &list[..];
+    while let Some((finding, _)) = rest.split_first() {
+        let (alike, text) = folded(rest);
+        rest = &rest[alike..];
         let place = finding.offset().map(|at| format!(" at {at:#x}")).unwrap_or_default();
         let (severity, code) = (finding.severity().name(), finding.code());
         let start = format!("{severity:<8}{code:<11}");
-        let text = format!("{}{place}: {finding}", finding.structure());
+        let text = format!("{}{place}: {text}", finding.structure());
         match terminal {
             true => wrapped(out, &start, 19, &text)?,
             false => writeln!(out, "{start}{text}")?,
@@ -119,6 +136,39 @@ pub(super) fn print_findings(out: &mut impl Write, findings: &Findings) -> io::R
         writeln!(out, "{:<8}{code:<11}and {rest} more", "")?;
     }
     Ok(())
+}
+
+/// The first finding, with those that follow and say the same of the next block; and how many these are.
+fn folded(list: &[&Defect]) -> (usize, String) {
+    let parts = |finding: &Defect| match finding {
+        Defect::BlockOutside { block, file_offset, end, .. } => Some((*block, *file_offset, *end)),
+        _ => None,
+    };
+    let outside = list.iter().map_while(|finding| parts(finding));
+    let run: Vec<_> = (0u64..)
+        .zip(outside)
+        .scan(None, |first, (number, part)| {
+            let first = *first.get_or_insert(part.0);
+            (part.0 == first + number).then_some(part)
+        })
+        .collect();
+    let (Some(first), Some(last)) = (run.first(), run.last()) else {
+        return (1, list.first().map(ToString::to_string).unwrap_or_default());
+    };
+    if run.len() == 1 {
+        return (1, list[0].to_string());
+    }
+    let lowest = run.iter().map(|part| part.1).min().unwrap_or_default();
+    let highest = run.iter().map(|part| part.2).max().unwrap_or_default();
+    let file_size = match list[0] {
+        Defect::BlockOutside { file_size, .. } => *file_size,
+        _ => 0,
+    };
+    let text = format!(
+        "blocks {} to {} lie at {lowest:#x} to {highest:#x}, the file ends at {file_size:#x}",
+        first.0, last.0
+    );
+    (run.len(), text)
 }
 
 fn print_remedy(out: &mut impl Write, finding: &Defect) -> io::Result<()> {
@@ -144,7 +194,12 @@ pub(super) fn number_of(findings: &Findings, severity: Severity) -> u64 {
 }
 
 /// What happened, what is safe, what to type.
-fn print_verdict(out: &mut impl Write, path: &Path, findings: &Findings) -> anyhow::Result<()> {
+fn print_verdict(
+    out: &mut impl Write,
+    image: &CheckedImage,
+    force_share: bool,
+) -> anyhow::Result<()> {
+    let CheckedImage { path, findings, .. } = image;
     let name = path.display();
     let of = |severity| number_of(findings, severity);
     let errors = count(of(Severity::Error), "error", "errors");
@@ -154,12 +209,54 @@ fn print_verdict(out: &mut impl Write, path: &Path, findings: &Findings) -> anyh
             writeln!(out, "{name}: no problem found")?;
             return Ok(());
         }
+        (0, _) if !findings.doubtful_blocks().is_empty() => writeln!(out, "{name}: {warnings}")?,
         (0, _) => writeln!(out, "{name}: {warnings}; every byte of the disk can be read")?,
         (_, 0) => writeln!(out, "{name}: {errors}")?,
         _ => writeln!(out, "{name}: {errors}, {warnings}")?,
     }
-    print_advice(out, path, findings)?;
-    Ok(())
+    print_advice(out, path, findings, &Outlook::of(path, force_share))
+}
+
+/// What a repair would do or has done, as far as the last lines of an answer depend on it.
+#[derive(Debug, Default)]
+pub(super) struct Outlook {
+    /// It has written the file.
+    pub(super) written: bool,
+    /// It would do something without any word of the user's.
+    pub(super) mends: bool,
+    /// Words on which it would do something, or more.
+    pub(super) words: Vec<Word>,
+}
+
+impl Outlook {
+    /// Of a file that nobody has tried to repair.
+    pub(super) fn of(path: &Path, force_share: bool) -> Self {
+        match plan_file(path, &RepairOptions::default(), force_share, &mut ()) {
+            Ok(plan) => Self { written: false, mends: !plan.is_empty(), ..Self::after(&plan) },
+            // What cannot be thought out cannot be offered either.
+            Err(_) => Self::default(),
+        }
+    }
+
+    /// Once a plan has been carried out.
+    pub(super) fn after(plan: &Plan) -> Self {
+        let mut words = Vec::new();
+        for word in plan.left().iter().filter_map(|left| left.word) {
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+        Self { written: !plan.is_empty(), mends: false, words }
+    }
+}
+
+/// A word on the command line, and what it means.
+fn word_and_meaning(word: Word) -> (&'static str, &'static str) {
+    match word {
+        Word::DiscardLog => ("--discard-log", "what a repair would do if the log is given up"),
+        Word::UseHeader => ("--use-header 1", "what a repair would do if header 1 is right; or 2"),
+        _ => ("--allow-data-loss", "what it would do if what the file lacks may be zeros"),
+    }
 }
 
 /// The last lines of a bad answer.
@@ -167,53 +264,80 @@ pub(super) fn print_advice(
     out: &mut impl Write,
     path: &Path,
     findings: &Findings,
+    outlook: &Outlook,
 ) -> anyhow::Result<()> {
-    let file = quoted(path);
     let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
-    let happened = what_happened(bad());
+    let happened = what_happened(bad(), findings.is_table_overwritten());
+    let mut safe = what_is_safe(findings);
+    if !outlook.written {
+        safe.push_str("; the file was not changed");
+    }
     writeln!(out)?;
     wrapped(out, "  What happened   ", 18, happened)?;
-    wrapped(out, "  What is safe    ", 18, what_is_safe(findings))?;
-    writeln!(out, "  What to type    cp --sparse=always {file} COPY")?;
-    writeln!(out, "                      keeps the file as it is: do that first")?;
-    let mends = bad().any(|finding| matches!(finding.remedy(), Remedy::Repair(_)));
-    let mut words: Vec<&str> = Vec::new();
-    for finding in bad() {
-        if let Remedy::OnYourWord(word, _) = finding.remedy()
-            && !words.contains(&word)
-        {
-            words.push(word);
+    wrapped(out, "  What is safe    ", 18, &safe)?;
+    let mut start = "  What to type    ";
+    for (command, why) in what_to_type(path, findings, outlook) {
+        writeln!(out, "{start}{command}")?;
+        if !why.is_empty() {
+            writeln!(out, "                      {why}")?;
         }
+        start = "                  ";
     }
-    if mends || !words.is_empty() {
-        writeln!(out, "                  vhdx check {file} --repair --dry-run")?;
-        writeln!(out, "                      tells what a repair would do, and changes nothing")?;
+    Ok(())
+}
+
+/// Whole commands, the first ones first, and what each is for.
+fn what_to_type(
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> Vec<(String, &'static str)> {
+    let file = quoted(path);
+    let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
+    let mut lines = Vec::new();
+    if !outlook.written {
+        let copy = format!("cp --sparse=always {file} COPY");
+        lines.push((copy, "keeps the file as it is: do that first"));
     }
-    for word in words {
-        let what = match word {
-            "--discard-log" => "the log is given up with it",
-            "--allow-data-loss" => "what is not in the file any more reads as zeros then",
-            _ => "you choose which header is the right one",
-        };
-        wrapped(out, "                      ", 24, &format!("with {word}: {what}"))?;
+    if let Some(Defect::UnreachableEntries { first, .. }) =
+        bad().find(|found| matches!(found, Defect::UnreachableEntries { .. }))
+    {
+        let save = format!("vhdx log extract {file} --entry {first} -o entry-{first}.bin");
+        lines.push((save, "saves a log entry that a repair would give up"));
     }
     let relink = bad().any(
         |finding| matches!(finding.remedy(), Remedy::Elsewhere(what) if what.contains("relink")),
     );
     if relink {
-        writeln!(out, "                  vhdx relink {file} --parent PARENT")?;
+        lines.push((format!("vhdx relink {file} --parent PARENT"), ""));
     }
+    let dry = format!("vhdx check {file} --repair --dry-run");
+    if outlook.mends {
+        lines.push((dry.clone(), "tells what a repair would do, and changes nothing"));
+    }
+    // Before anything is given up.
     if bad().any(|finding| finding.severity() == Severity::Error) {
-        writeln!(out, "                  vhdx recover {file} --to NEW.vhdx")?;
-        writeln!(out, "                      gets everything that can be had, into another file")?;
+        let recover = format!("vhdx recover {file} --to NEW.vhdx");
+        lines.push((recover, "gets everything that can be had, into another file"));
     }
-    Ok(())
+    for word in &outlook.words {
+        let (word, meaning) = word_and_meaning(*word);
+        lines.push((format!("{dry} {word}"), meaning));
+    }
+    lines
 }
 
 /// The worst of it, as one would say it.
-pub(super) fn what_happened<'a>(bad: impl Iterator<Item = &'a Defect>) -> &'static str {
+pub(super) fn what_happened<'a>(
+    bad: impl Iterator<Item = &'a Defect>,
+    overwritten: bool,
+) -> &'static str {
     let mut told = "a table of the file breaks the format, in a way that costs nothing yet";
     let mut rank = 0;
+    if overwritten {
+        (rank, told) =
+            (6, "the block table was overwritten: part of it holds what no writer of VHDX writes");
+    }
     for finding in bad {
         let (worse, text) = match finding {
             Defect::NotVhdx { .. } | Defect::FileTooShort { .. } => {
@@ -240,7 +364,7 @@ pub(super) fn what_happened<'a>(bad: impl Iterator<Item = &'a Defect>) -> &'stat
             Defect::HeaderCopyInvalid { .. } | Defect::RegionTableCopyInvalid { .. } => {
                 (2, "one of two copies is damaged; the other one is whole")
             }
-            _ => (1, told),
+            _ => (1, "a table of the file breaks the format, in a way that costs nothing yet"),
         };
         if worse > rank {
             (rank, told) = (worse, text);
@@ -249,25 +373,65 @@ pub(super) fn what_happened<'a>(bad: impl Iterator<Item = &'a Defect>) -> &'stat
     told
 }
 
-pub(super) fn what_is_safe(findings: &Findings) -> &'static str {
+/// Which of the disk's bytes are sound. Every block that is in doubt is named, or counted in a range.
+pub(super) fn what_is_safe(findings: &Findings) -> String {
     let has = |which: fn(&Defect) -> bool| findings.list().iter().any(which);
-    if number_of(findings, Severity::Error) == 0 {
-        "every byte of the disk: it can be read as it is; the file was not changed"
+    let doubtful = findings.doubtful_blocks();
+    let but = match &doubtful[..] {
+        [] => String::new(),
+        [one] if one.end - one.start == 1 => format!(" but block {}", one.start),
+        many => format!(" but blocks {}", compact(many)),
+    };
+    let errors = number_of(findings, Severity::Error);
+    if errors == 0 && doubtful.is_empty() {
+        "every byte of the disk: it can be read as it is".to_owned()
     } else if has(|f| matches!(f, Defect::NoActiveSequence { .. } | Defect::Truncated { .. })) {
-        "everything that was in place before; the file was not changed"
-    } else if has(|f| matches!(f, Defect::BlockOutside { .. } | Defect::BlockOverlap { .. })) {
-        "all blocks that are not named above; the file was not changed"
+        format!("everything that was in place before{but}")
+    } else if !doubtful.is_empty() {
+        format!("everything{but}")
     } else {
-        "the file: it was not changed"
+        "nothing can be told of the disk's bytes yet".to_owned()
     }
 }
 
-/// A path as a shell takes it.
+/// Ranges that are printed.
+const MOST_RANGES: usize = 12;
+
+/// Blocks as `3, 7-12 and 4 more ranges, 40 blocks in all`.
+fn compact(ranges: &[Range<u64>]) -> String {
+    let names: Vec<String> = ranges
+        .iter()
+        .take(MOST_RANGES)
+        .map(|run| match run.end - run.start {
+            1 => run.start.to_string(),
+            _ => format!("{}-{}", run.start, run.end - 1),
+        })
+        .collect();
+    let all: u64 = ranges.iter().map(|run| run.end - run.start).sum();
+    match ranges.len().saturating_sub(MOST_RANGES) as u64 {
+        0 => names.join(", "),
+        more => format!(
+            "{} and {}, {all} blocks in all (--json lists them)",
+            names.join(", "),
+            count(more, "more range", "more ranges")
+        ),
+    }
+}
+
+/// A path as a shell takes it, and the command behind it: one that begins with a dash is no option.
 pub(super) fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
+    match text.starts_with('-') {
+        true => quoted_word(&format!("./{text}")),
+        false => quoted_word(&text),
+    }
+}
+
+/// Any text as a shell takes it.
+pub(super) fn quoted_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
     match text.chars().all(plain) && !text.is_empty() {
-        true => text,
+        true => text.to_owned(),
         false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }

@@ -143,7 +143,7 @@ impl<W: Write> Teller<'_, W> {
             let end = if self.first { "]\n}" } else { "\n  ]\n}" };
             writeln!(self.out, "{end}")?;
         } else if log.state() == LogState::Dirty {
-            let name = args.image.display();
+            let name = super::check::quoted(&args.image);
             writeln!(
                 self.out,
                 "\nReading commands apply the pending entries in memory. To apply them in the file:\n  vhdx log replay {name}"

@@ -12,6 +12,7 @@ mod convert;
 mod create;
 mod create_vhd;
 mod dump;
+mod foreign;
 mod generate;
 mod info;
 mod info_other;

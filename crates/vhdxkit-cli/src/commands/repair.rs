@@ -12,8 +12,8 @@ use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, plan_file, und
 
 use super::Context;
 use super::check::{
-    as_json, bar, check, exit_code, finding_as_json, has_problems, number_of, print_advice,
-    print_findings, quoted,
+    Outlook, as_json, bar, check, exit_code, finding_as_json, has_problems, number_of,
+    print_advice, print_findings, quoted,
 };
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
@@ -121,12 +121,17 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
         writeln!(out, "  to take it back: vhdx check {} --undo {}", quoted(path), quoted(undo))?;
     }
     for image in images.iter().filter(|image| image.findings.has_problems()) {
+        let own = image.path == *path;
+        let outlook = match own {
+            true => Outlook::after(&plan),
+            false => Outlook::of(&image.path, args.image.open.force_share),
+        };
         if !plan.is_empty() {
             print_findings(&mut out, &image.findings)?;
         }
         let errors = number_of(&image.findings, Severity::Error);
         if errors > 0 || !plan.is_empty() {
-            print_advice(&mut out, &image.path, &image.findings)?;
+            print_advice(&mut out, &image.path, &image.findings, &outlook)?;
         }
     }
     Ok(exit_code(problems))
@@ -247,6 +252,7 @@ fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io:
         writeln!(out, "  left as it is:")?;
     }
     for left in plan.left() {
+        let why = left.why.replace("IMAGE", &quoted(path));
         let more = match left.count {
             1 => String::new(),
             more => format!(" (and {} more like it)", more - 1),
@@ -254,9 +260,9 @@ fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io:
         wrapped(out, "  - ", 4, &format!("{} {}{more}", left.code, left.what))?;
         match left.word {
             Some(word) => {
-                wrapped(out, "    ", 4, &format!("only with {}: {}", word.option(), left.why))?;
+                wrapped(out, "    ", 4, &format!("only with {}: {why}", word.option()))?;
             }
-            None => wrapped(out, "    ", 4, &left.why)?,
+            None => wrapped(out, "    ", 4, &why)?,
         }
     }
     Ok(())

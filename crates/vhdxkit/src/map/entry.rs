@@ -4,7 +4,10 @@ use crate::defect::Defect;
 use crate::format::bat::{
     BITMAP_PRESENT, DRAFT_UNMAPPED, ENTRY_LENGTH, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK,
 };
-use crate::view::geometry::Geometry;
+use crate::view::geometry::{BatSlot, Geometry};
+
+/// Header section, log and regions, generously.
+const SLACK: u64 = 64 << 20;
 
 /// Where the contents of a payload block are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +18,20 @@ pub(crate) enum Block {
     Present { file_offset: u64 },
     /// In this file, the sectors that the bitmap names.
     Partial { file_offset: u64 },
+}
+
+/// How far an entry can be trusted, whatever a reader makes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    Sound,
+    /// It names a place that its state does not need: harmless alone, suspicious beside junk.
+    Odd,
+    /// Sane, but it names a place behind the end of the file: what a file that was cut off has.
+    Outside,
+    /// No writer of the format writes this. `impossible`: nor can it come of an entry that one wrote.
+    Junk {
+        impossible: bool,
+    },
 }
 
 /// The rules, for one disk in a file of a certain size.
@@ -53,6 +70,47 @@ impl EntryRules {
         }
         self.require_inside(block, raw)?;
         Ok(if partial { Block::Partial { file_offset } } else { Block::Present { file_offset } })
+    }
+
+    /// How far an entry can be trusted.
+    pub(crate) fn trust(&self, slot: BatSlot, raw: RawEntry) -> Trust {
+        let junk = |impossible| Trust::Junk { impossible };
+        let place = raw.file_offset();
+        let judged = match slot {
+            BatSlot::Padding => return Trust::Sound,
+            // Nobody reads the bitmaps of a disk without a parent, and QEMU has left junk there.
+            BatSlot::Bitmap(_) if !self.geometry.is_differencing() => return Trust::Sound,
+            BatSlot::Bitmap(chunk) => self.bitmap(chunk, raw).map(drop),
+            BatSlot::Payload(block) => self.payload(block, raw).map(drop),
+        };
+        let reserved = raw.reserved() != 0;
+        match judged {
+            Err(Defect::BlockOutside { .. } | Defect::BitmapOutside { .. }) => {
+                match reserved || place > self.farthest() {
+                    true => junk(true),
+                    false => Trust::Outside,
+                }
+            }
+            Err(_) => junk(reserved),
+            Ok(()) if reserved => junk(false),
+            Ok(()) => {
+                let needs = matches!(
+                    PayloadState::from_raw(raw.state()),
+                    Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent)
+                );
+                if needs || place == 0 { Trust::Sound } else { Trust::Odd }
+            }
+        }
+    }
+
+    /// No file of this disk is longer, with room for space that is not used: a block behind it was never there.
+    fn farthest(&self) -> u64 {
+        let geometry = &self.geometry;
+        let blocks = geometry.blocks().saturating_mul(u64::from(geometry.block_size()));
+        let bitmaps = geometry.chunks().saturating_mul(SECTOR_BITMAP_BLOCK);
+        let full = blocks.saturating_add(bitmaps).saturating_add(geometry.bat_bytes());
+        let full = full.max(self.file_size);
+        full.saturating_add(full / 2).saturating_add(SLACK)
     }
 
     /// V29: the used part of the space that an entry takes lies in the file.

@@ -18,7 +18,7 @@ mod walk;
 
 pub(crate) use bat::Bat;
 pub(crate) use bitmap::{Bitmap, Bitmaps};
-pub(crate) use entry::{Block, EntryRules};
+pub(crate) use entry::{Block, EntryRules, Trust};
 pub(crate) use owned::SpaceMap;
 pub(crate) use pins::{Pin, Pins};
 pub(crate) use sectors::{Image as SectorImage, Sectors};

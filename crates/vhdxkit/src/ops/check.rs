@@ -17,6 +17,7 @@ use crate::view::geometry::{BatSlot, Geometry};
 use crate::view::regions::RegionMap;
 use crate::{ErrorKind, Image, Result};
 
+use super::doubt::{Doubt, PageJudge};
 use super::progress::{Progress, advance};
 use super::repair::shifted::{Search, Shifted};
 
@@ -204,8 +205,10 @@ fn check_bat(
     let geometry = rules.geometry;
     let entries = entries_at_hand(&geometry, regions);
     let mut clashes = Clashes::default();
+    let mut pages = PageJudge::new(rules);
     walk(storage, rules.bat_offset, entries, &mut |stretch| {
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+            pages.see(index, raw);
             let (place, length) = match geometry.slot(index) {
                 BatSlot::Payload(block) => {
                     let judged = rules.payload(block, raw);
@@ -240,6 +243,7 @@ fn check_bat(
         };
         advance(progress, bytes)
     })?;
+    findings.doubt = pages.end().0;
     report_clashes(storage, rules, regions, entries, &clashes, findings)
 }
 
@@ -263,6 +267,11 @@ fn check_shifted(
         for defect in pages.defects(rules.bat_offset) {
             findings.report(defect)?;
         }
+        for (index, _) in pages.entries() {
+            if let BatSlot::Payload(block) = rules.geometry.slot(index) {
+                findings.doubt.add(block..block.saturating_add(1));
+            }
+        }
     }
     Ok(())
 }
@@ -278,10 +287,13 @@ pub(super) fn entries_at_hand(geometry: &Geometry, regions: &RegionMap) -> u64 {
 struct Clashes {
     listed: Vec<Clash>,
     more: usize,
+    /// The bytes of all of them.
+    places: Doubt,
 }
 
 impl Clashes {
     fn note(&mut self, clash: Clash) {
+        self.places.add(clash.place..clash.place.saturating_add(clash.length));
         match self.listed.len() < MAX_FINDINGS_PER_CODE {
             true => self.listed.push(clash),
             false => self.more = self.more.saturating_add(1),
@@ -306,7 +318,8 @@ fn report_clashes(
     clashes: &Clashes,
     findings: &mut Findings,
 ) -> Result<()> {
-    let Clashes { listed: clashes, more } = clashes;
+    let Clashes { listed: clashes, more, places } = clashes;
+    let places = places.clone().ranges();
     if clashes.is_empty() {
         return Ok(());
     }
@@ -326,6 +339,12 @@ fn report_clashes(
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
             let (place, length) = owner_of(&rules, index, raw);
             let Some(place) = place else { continue };
+            let next = places.partition_point(|range| range.end <= place);
+            let shared =
+                places.get(next).is_some_and(|range| range.start < place.saturating_add(length));
+            if let (true, BatSlot::Payload(block)) = (shared, geometry.slot(index)) {
+                findings.doubt.add(block..block.saturating_add(1));
+            }
             for (clash, other) in clashes.iter().zip(&mut others) {
                 let covers = place <= clash.at && clash.at < place.saturating_add(length);
                 if other.is_none() && covers && index != clash.index {
@@ -423,6 +442,12 @@ fn settle_partial(
 ) -> Result<()> {
     match chunk_with_bitmap {
         Some(chunk) if chunk == rules.geometry.chunk_of(block) => Ok(()),
-        _ => findings.report(rules.partial_without_bitmap(block)),
+        _ => {
+            let geometry = rules.geometry;
+            let first = geometry.chunk_of(block).saturating_mul(geometry.chunk_ratio());
+            let end = first.saturating_add(geometry.chunk_ratio()).min(geometry.blocks());
+            findings.doubt.add(first..end);
+            findings.report(rules.partial_without_bitmap(block))
+        }
     }
 }

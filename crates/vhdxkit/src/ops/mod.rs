@@ -4,6 +4,7 @@ pub mod check;
 pub mod compact;
 pub mod compare;
 pub mod disk;
+pub(crate) mod doubt;
 pub mod export;
 pub mod import;
 #[cfg(feature = "qcow2")]

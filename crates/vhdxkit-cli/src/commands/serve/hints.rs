@@ -10,6 +10,7 @@ use super::places::Address;
 use crate::args::ServeArgs;
 use crate::commands::Context;
 use crate::commands::attach::{quoted, sudo};
+use crate::commands::check::quoted_word;
 use crate::console::{print_json, size};
 use crate::detach;
 
@@ -62,7 +63,7 @@ fn print_next(out: &mut impl Write, served: &Served, place: &Address) -> io::Res
     writeln!(out, "  qemu-system-x86_64 -m 2G {drive}")?;
     let name = match &*served.name {
         "" => String::new(),
-        name => format!(" -N {}", quoted(Path::new(name))),
+        name => format!(" -N {}", quoted_word(name)),
     };
     match (&place.socket, &place.port, &place.certificates) {
         (_, _, Some(folder)) if !place.has_client_certificate => writeln!(

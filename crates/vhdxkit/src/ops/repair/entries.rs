@@ -1,16 +1,20 @@
 //! The block allocation table, entry by entry: what each should say, and which space two owners claim.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
 use crate::Result;
 use crate::defect::Defect;
-use crate::format::bat::{DRAFT_UNMAPPED, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK};
+use crate::format::bat::{
+    DRAFT_UNMAPPED, ENTRIES_PER_PAGE, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK,
+};
 use crate::format::limits::MAX_REPAIR_COPIES;
-use crate::map::{EntryRules, SpaceMap, walk};
+use crate::map::{EntryRules, SpaceMap, Trust, walk};
 use crate::ops::check::slot_name;
-use crate::storage::Storage;
+use crate::ops::doubt::PageJudge;
+use crate::storage::{DataRuns, Storage, StorageExt};
 use crate::view::geometry::BatSlot;
 
 use super::draft::Pages;
@@ -46,6 +50,7 @@ pub(super) struct Entries<'a> {
     data_end: u64,
     options: &'a RepairOptions,
     report: &'a mut Report,
+    traces: Traces,
     /// The chunk of the last partially present block.
     partial: Option<u64>,
 }
@@ -64,6 +69,7 @@ impl<'a> Entries<'a> {
         let data_end = if missing.is_empty() { rules.file_size } else { missing.start };
         Self {
             rules,
+            traces: Traces::new(storage, space.clone()),
             space,
             pages: Pages::new(Arc::clone(storage)),
             clashes: Vec::new(),
@@ -87,6 +93,7 @@ impl<'a> Entries<'a> {
         unshifted: &Unshifted,
     ) -> Result<()> {
         let geometry = self.rules.geometry;
+        self.traces.look(self.rules, storage, count)?;
         unshifted.put_into(&mut self.pages, self.rules.bat_offset)?;
         walk(storage, self.rules.bat_offset, count, &mut |stretch| {
             for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
@@ -126,6 +133,25 @@ impl<'a> Entries<'a> {
     fn payload(&mut self, block: u64, index: u64, raw: RawEntry) -> Result<RawEntry> {
         let at = self.rules.at(index);
         let name = |what: &str| format!("block {block} (BAT entry at {}): {what}", hex(at));
+        let page = index / ENTRIES_PER_PAGE;
+        if !self.options.allow_data_loss
+            && self.traces.overwritten.binary_search(&page).is_ok()
+            && self.rules.trust(BatSlot::Payload(block), raw) != Trust::Sound
+        {
+            return Ok(self.untouched(block, raw));
+        }
+        if let Some(state @ (PayloadState::NotPresent | PayloadState::Zero)) =
+            PayloadState::from_raw(raw.state())
+            && !self.options.allow_data_loss
+            && self.traces.may_be_one(self.rules, index, raw)?
+        {
+            let (file_offset, state) = (raw.file_offset(), state.name());
+            let defect = Defect::PlaceUnderZero { at, block, state, file_offset };
+            self.report.needs(&defect, Word::AllowDataLoss, A_TRACE);
+            let end = file_offset.saturating_add(u64::from(self.rules.geometry.block_size()));
+            self.highest = self.highest.max(end.min(self.rules.file_size));
+            return Ok(raw);
+        }
         if raw.reserved() != 0 {
             let defect = Defect::EntryReserved { at, index, bits: raw.reserved() };
             self.report.step(&defect, name("clear the reserved bits"), "nobody reads them");
@@ -154,6 +180,23 @@ impl<'a> Entries<'a> {
             }
             Some(state) => self.present(block, index, raw, state),
         }
+    }
+
+    /// An entry that was written over: made to look sound, nobody would know any more that its block is not.
+    fn untouched(&mut self, block: u64, raw: RawEntry) -> RawEntry {
+        let place = raw.file_offset();
+        let remarks = self.rules.payload_remarks(block, raw).into_iter().flatten().next();
+        let defect = self.rules.payload(block, raw).err().or(remarks);
+        if let Some(defect) = defect {
+            self.report.needs(&defect, Word::AllowDataLoss, OVERWRITTEN);
+        }
+        if place < self.rules.file_size {
+            let end = place.saturating_add(u64::from(self.rules.geometry.block_size()));
+            self.highest = self.highest.max(end.min(self.rules.file_size));
+        } else {
+            self.held_back |= self.rules.owned(raw).is_some();
+        }
+        raw
     }
 
     /// Whether a trimmed block may keep the space it held: nobody reads it, so it gives way to all.
@@ -370,5 +413,99 @@ impl<'a> Entries<'a> {
     }
 }
 
+/// Offsets under NOT_PRESENT and ZERO that may be all that is left of an entry.
+struct Traces {
+    storage: Arc<dyn Storage>,
+    /// Everything that somebody owns, blocks included.
+    owned: SpaceMap,
+    /// Pages of the table that hold junk, in order.
+    damaged: Vec<u64>,
+    /// Those that were overwritten beyond doubt.
+    overwritten: Vec<u64>,
+    /// What was seen at a place: each is looked at once.
+    seen: BTreeMap<u64, bool>,
+}
+
+impl Traces {
+    fn new(storage: &Arc<dyn Storage>, owned: SpaceMap) -> Self {
+        Self {
+            storage: Arc::clone(storage),
+            owned,
+            damaged: Vec::new(),
+            overwritten: Vec::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    fn look(&mut self, rules: EntryRules, storage: &dyn Storage, count: u64) -> Result<()> {
+        let mut pages = PageJudge::new(rules);
+        let block_size = u64::from(rules.geometry.block_size());
+        walk(storage, rules.bat_offset, count, &mut |stretch| {
+            for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+                pages.see(index, raw);
+                match rules.geometry.slot(index) {
+                    BatSlot::Payload(_) => {
+                        if let Some(place) = rules.owned(raw) {
+                            self.owned.claim(place, block_size);
+                        }
+                    }
+                    BatSlot::Bitmap(chunk) => {
+                        if let Ok(Some(place)) = rules.bitmap(chunk, raw) {
+                            self.owned.claim(place, SECTOR_BITMAP_BLOCK);
+                        }
+                    }
+                    BatSlot::Padding => {}
+                }
+            }
+            Ok(())
+        })?;
+        pages.end_page();
+        self.overwritten = std::mem::take(&mut pages.overwritten);
+        self.damaged = pages.end().1;
+        Ok(())
+    }
+
+    /// Whether an entry that holds nothing names a place with data, nobody else's, in a page that was damaged.
+    fn may_be_one(&mut self, rules: EntryRules, index: u64, raw: RawEntry) -> Result<bool> {
+        let (place, page) = (raw.file_offset(), index / ENTRIES_PER_PAGE);
+        let damaged = self.damaged.binary_search(&page).is_ok();
+        if place == 0 || place >= rules.file_size || !damaged {
+            return Ok(false);
+        }
+        if let Some(known) = self.seen.get(&place) {
+            return Ok(*known);
+        }
+        let length = u64::from(rules.geometry.block_size());
+        let end = place.saturating_add(length).min(rules.file_size);
+        let found = !self.owned.owns_any(place, length) && holds_data(&*self.storage, place..end)?;
+        self.seen.insert(place, found);
+        Ok(found)
+    }
+}
+
+fn holds_data(storage: &dyn Storage, range: Range<u64>) -> Result<bool> {
+    let mut buf = vec![0; 1 << 16];
+    for run in DataRuns::new(storage, range.clone()) {
+        let run = run.map_err(|e| Error::io("cannot map the file's holes", range.start, e))?;
+        let (mut at, end) = (run.range.start, run.range.end.min(range.end));
+        while run.data && at < end {
+            let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
+            let Some(part) = buf.get_mut(..length.min(1 << 16)) else { break };
+            storage.read_zero_filled(at, part)?;
+            if part.iter().any(|byte| *byte != 0) {
+                return Ok(true);
+            }
+            at = at.saturating_add(1 << 16);
+        }
+    }
+    Ok(false)
+}
+
+const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry said. First \
+                           get what there is with `vhdx recover IMAGE --to NEW.vhdx`; with the word the entry is \
+                           taken for what it happens to say";
+const A_TRACE: &str = "this page of the block table was damaged, and the offset names data that nothing else \
+                       names: it may be all that tells where the block is. First get the block with `vhdx \
+                       recover IMAGE --to NEW.vhdx`; the word clears the offset";
 const NO_BITMAP: &str = "blocks of the chunk are partially present: without the bitmap nobody knows which of \
                          their sectors are in this file and which in the parent";

@@ -84,6 +84,21 @@ pub(super) fn read(
     Ok(Some(ground))
 }
 
+/// How the entries that a replay does not reach are saved.
+fn save_entries(gap: &Defect) -> String {
+    let (first, more) = match gap {
+        Defect::UnreachableEntries { first, last, .. } if last > first => {
+            (*first, format!(", and so on up to {last}"))
+        }
+        Defect::UnreachableEntries { first, .. } => (*first, String::new()),
+        _ => (0, String::new()),
+    };
+    format!(
+        "a replay in the file would give up what these entries hold; `vhdx log extract IMAGE --entry {first} -o \
+         entry-{first}.bin` saves one{more}"
+    )
+}
+
 fn over(file: &Arc<dyn Storage>) -> Result<Overlay> {
     Overlay::new(Arc::clone(file)).map_err(|e| Error::io_whole("cannot tell the file's length", e))
 }
@@ -254,9 +269,8 @@ impl Ground {
             LogState::Dirty => {
                 if let Some(gap) = self.log.unreachable_entries() {
                     if !options.allow_data_loss {
-                        let why = "a replay in the file would give up what these entries hold; \
-                                   `vhdx log extract` saves them";
-                        report.needs(&gap, Word::AllowDataLoss, why);
+                        let why = save_entries(&gap);
+                        report.needs(&gap, Word::AllowDataLoss, &why);
                         return Ok(false);
                     }
                     self.log_lost = true;

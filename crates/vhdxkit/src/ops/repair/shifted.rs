@@ -47,7 +47,7 @@ impl Unshifted {
     }
 
     /// All entries of the pages.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (u64, RawEntry)> + '_ {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (u64, RawEntry)> + '_ {
         self.0.iter().flat_map(|(first, page)| (*first..).zip(page.iter().copied()))
     }
 

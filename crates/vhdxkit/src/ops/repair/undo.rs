@@ -3,8 +3,9 @@
 //! ```text
 //! magic "vhdxundo" | version | CRC-32C of the whole file, this field zero | length of the whole file
 //! length of the image before | after | FileWriteGuid of the repair | its last SequenceNumber
-//! length of the name | number of records
+//! length of the name | number of records | number of landmarks | 0
 //! the image's name
+//! landmarks: file offset | bytes | CRC-32C of what stands there before, during and after the repair
 //! records: file offset | bytes | CRC-32C of the new contents | 1: the old contents follow, 0: they were zeros
 //! the old contents, one record's after another's
 //! ```
@@ -16,7 +17,14 @@
 //!   somebody wrote it. Restoring would destroy what was written: refused.
 //! * Both copies are the repair's last ones: it was completed. Everything it wrote must still be there; otherwise somebody
 //!   wrote the image by other means: refused.
-//! * Anything else is a repair or an undo that was interrupted: torn sectors may hold anything, and are restored.
+//! * One copy that is valid and known: a repair or an undo that was interrupted. Torn sectors may hold anything, and
+//!   are restored.
+//! * None that is valid tells nothing. A repair always leaves one, and an undo loses both only at its very end. So all
+//!   that was recorded, but the headers, must hold its old or its new bytes; otherwise it is another image.
+//!
+//! Headers alone do not make it the same disk, nor does their want. So there are landmarks: places that the repair
+//! leaves alone, above all the metadata with the virtual disk's id, and samples from the whole file. Each must hold
+//! what it held.
 //!
 //! # The order of writes
 //! First the header copy that is current, torn or not, gets its old contents, and a sync: from here on the
@@ -32,21 +40,28 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::findings::Findings;
 use crate::format::header::Header;
 use crate::format::limits::MAX_UNDO_RECORDS;
-use crate::format::{Guid, HEADER_OFFSETS};
+use crate::format::{Guid, HEADER_OFFSETS, HEADER_SECTION_LENGTH, REGION_TABLE_OFFSETS};
 use crate::log::sync;
 use crate::storage::{FileStorage, OpenMode, Storage, StorageExt};
 use crate::view::headers::read_copy;
+use crate::view::regions::RegionMap;
 use crate::{Error, Result};
 
 use super::Changes;
+use super::draft::PAGE;
 
 const MAGIC: [u8; 8] = *b"vhdxundo";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest record: memory that is needed to restore one.
 const MOST: u64 = 1 << 20;
 const MOST_NAME: usize = 4096;
+/// Landmarks are cut at every change; so many are enough.
+const MOST_LANDMARKS: usize = 1024;
+/// Samples that are taken from the whole file.
+const SAMPLES: u64 = 16;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -61,10 +76,24 @@ struct Head {
     last_sequence: U64,
     name_length: U32,
     records: U32,
+    landmarks: U32,
+    reserved: U32,
 }
 
-const HEAD_LENGTH: u64 = 72;
-const _: () = assert!(size_of::<Head>() == 72);
+const HEAD_LENGTH: u64 = 80;
+const _: () = assert!(size_of::<Head>() == 80);
+
+/// A place that the repair leaves alone.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Landmark {
+    offset: U64,
+    length: U32,
+    checksum: U32,
+}
+
+const LANDMARK_LENGTH: u64 = 16;
+const _: () = assert!(size_of::<Landmark>() == 16);
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -131,6 +160,8 @@ pub(super) fn write(
             reserved: U32::ZERO,
         });
     }
+    let landmarks = landmarks(changes, image, new)?;
+    let places = u32::try_from(landmarks.len()).unwrap_or_default();
     let count = u32::try_from(records.len()).ok().filter(|count| *count <= MAX_UNDO_RECORDS);
     let count = count.ok_or_else(|| Error::limit("an undo file would have too many records"))?;
     let mut end = name.len().min(MOST_NAME);
@@ -141,6 +172,7 @@ pub(super) fn write(
     let name_length = u32::try_from(name.len()).unwrap_or_default();
     let length = HEAD_LENGTH
         .saturating_add(u64::from(name_length))
+        .saturating_add(u64::from(places).saturating_mul(LANDMARK_LENGTH))
         .saturating_add(u64::from(count).saturating_mul(RECORD_LENGTH))
         .saturating_add(stored);
     let mut head = Head {
@@ -154,10 +186,13 @@ pub(super) fn write(
         last_sequence: U64::new(changes.last_sequence),
         name_length: U32::new(name_length),
         records: U32::new(count),
+        landmarks: U32::new(places),
+        reserved: U32::ZERO,
     };
     let mut out = Summed { to, at: 0, crc: 0 };
     out.put(head.as_bytes())?;
     out.put(name)?;
+    out.put(landmarks.as_bytes())?;
     out.put(records.as_bytes())?;
     for record in records.iter().filter(|record| record.stored.get() != 0) {
         out.put(&contents(image, &record_range(record))?)?;
@@ -166,6 +201,51 @@ pub(super) fn write(
     let failed = |e| Error::io_whole("cannot write the undo file", e);
     to.write_at(0, head.as_bytes()).map_err(failed)?;
     to.sync().map_err(failed)
+}
+
+/// The places by which the image is known again: of header section, metadata and block table what does not change,
+/// and of the whole file samples.
+fn landmarks(changes: &Changes, image: &dyn Storage, new: &dyn Storage) -> Result<Vec<Landmark>> {
+    let regions = RegionMap::read(new, None, &mut Findings::tolerant());
+    let regions = regions.map(|regions| [regions.metadata(), regions.bat()]).ok();
+    let tables = regions.into_iter().flatten().map(|region| region.offset);
+    let tables = tables.map(|start| start..start.saturating_add(MOST));
+    let length = changes.length_before.min(changes.length_after);
+    let step = (length / SAMPLES).next_multiple_of(PAGE).max(PAGE);
+    let samples = (1..SAMPLES).map(|number| number.saturating_mul(step));
+    let samples = samples.map(|start| start..start.saturating_add(PAGE));
+    let ([first_header, _], [region_tables, _]) = (HEADER_OFFSETS, REGION_TABLE_OFFSETS);
+    // Metadata first: if there are too many, the last ones are left out.
+    let wanted =
+        tables.chain([0..first_header, region_tables..HEADER_SECTION_LENGTH]).chain(samples);
+    let unchanged =
+        wanted.flat_map(|range| without(range.start..range.end.min(length), &changes.ranges));
+    let pieces: Vec<Range<u64>> = unchanged.take(MOST_LANDMARKS).collect();
+    let known = pieces.iter().map(|range| {
+        let length = range.end.saturating_sub(range.start);
+        Ok(Landmark {
+            offset: U64::new(range.start),
+            length: U32::new(u32::try_from(length).unwrap_or(u32::MAX)),
+            checksum: U32::new(crc32c::crc32c(&contents(image, range)?)),
+        })
+    });
+    known.collect()
+}
+
+/// The parts of a range that none of the others, which are in order, touches.
+fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    let mut at = range.start;
+    for other in others.iter().filter(|other| other.end > range.start && other.start < range.end) {
+        if other.start > at {
+            parts.push(at..other.start);
+        }
+        at = at.max(other.end);
+    }
+    if at < range.end {
+        parts.push(at..range.end);
+    }
+    parts
 }
 
 fn record_range(record: &Record) -> Range<u64> {
@@ -194,6 +274,7 @@ pub struct Undo<'a> {
     file: &'a dyn Storage,
     head: Head,
     name: String,
+    landmarks: Vec<Landmark>,
     records: Vec<(Record, u64)>,
 }
 
@@ -211,6 +292,7 @@ enum Found {
     Completed,
     Interrupted,
     Foreign,
+    Nothing,
 }
 
 impl<'a> Undo<'a> {
@@ -221,7 +303,7 @@ impl<'a> Undo<'a> {
     pub fn read(file: &'a dyn Storage) -> Result<Self> {
         let damaged = |why: &str| Error::invalid(format!("this is no whole undo file: {why}"));
         let length = file.length()?;
-        let mut head = [0; 72];
+        let mut head = [0; 80];
         if file.read_zero_filled(0, &mut head)? < head.len() {
             return Err(damaged("it is too short"));
         }
@@ -233,7 +315,8 @@ impl<'a> Undo<'a> {
             return Err(damaged("a later version wrote it"));
         }
         let (name_length, count) = (head.name_length.get(), head.records.get());
-        let small = usize::try_from(name_length).is_ok_and(|length| length <= MOST_NAME);
+        let most = |number: u32, most| usize::try_from(number).is_ok_and(|number| number <= most);
+        let small = most(name_length, MOST_NAME) && most(head.landmarks.get(), MOST_LANDMARKS);
         if length != head.length.get() || !small || count > MAX_UNDO_RECORDS {
             return Err(damaged("its length is not what it says"));
         }
@@ -245,6 +328,18 @@ impl<'a> Undo<'a> {
             contents(file, &(HEAD_LENGTH..HEAD_LENGTH.saturating_add(u64::from(name_length))))?;
         let name = String::from_utf8_lossy(&name).into_owned();
         let first = HEAD_LENGTH.saturating_add(u64::from(name_length));
+        let bytes = u64::from(head.landmarks.get()).saturating_mul(LANDMARK_LENGTH);
+        let table = contents(file, &(first..first.saturating_add(bytes)))?;
+        let mut landmarks = Vec::new();
+        for raw in table.chunks_exact(16) {
+            let landmark =
+                Landmark::read_from_bytes(raw).map_err(|_| damaged("a landmark is cut"))?;
+            if u64::from(landmark.length.get()) > MOST {
+                return Err(damaged("a landmark is too long"));
+            }
+            landmarks.push(landmark);
+        }
+        let first = first.saturating_add(bytes);
         let bytes = u64::from(count).saturating_mul(RECORD_LENGTH);
         let table = contents(file, &(first..first.saturating_add(bytes)))?;
         let mut data_at = first.saturating_add(bytes);
@@ -260,7 +355,7 @@ impl<'a> Undo<'a> {
             }
         }
         match data_at == length {
-            true => Ok(Self { file, head, name, records }),
+            true => Ok(Self { file, head, name, landmarks, records }),
             false => Err(damaged("its records do not fit")),
         }
     }
@@ -314,12 +409,17 @@ impl<'a> Undo<'a> {
     fn judge(&self, image: &dyn Storage) -> Result<Option<String>> {
         let written = "somebody has written the image since the repair: what was written then would be lost, \
                        and what this undo file holds does not fit the rest any more";
+        let foreign = || {
+            let name = &self.name;
+            format!("this undo file is not for this image (it was made for {name}), or {written}")
+        };
+        if !self.has_landmarks(image)? {
+            return Ok(Some(foreign()));
+        }
         match self.found(image)? {
             Found::Interrupted => Ok(None),
-            Found::Foreign => Ok(Some(format!(
-                "this undo file is not for this image (it was made for {}), or {written}",
-                self.name
-            ))),
+            Found::Nothing => Ok((!self.is_old_or_new(image)?).then(foreign)),
+            Found::Foreign => Ok(Some(foreign())),
             Found::Completed => {
                 let same = image.length()? == self.head.length_after.get();
                 for (record, _) in &self.records {
@@ -334,11 +434,12 @@ impl<'a> Undo<'a> {
     }
 
     fn found(&self, image: &dyn Storage) -> Result<Found> {
-        let mut last = 0u64;
+        let (mut last, mut valid) = (0u64, 0u64);
         let final_pair =
             [self.head.last_sequence.get(), self.head.last_sequence.get().saturating_sub(1)];
         for (copy, offset) in HEADER_OFFSETS.iter().enumerate() {
             let Ok(header) = read_copy(image, copy)? else { continue };
+            valid = valid.saturating_add(1);
             let old = self.old_header(*offset)?;
             if header.file_write_guid == self.head.session {
                 last = last
@@ -347,7 +448,42 @@ impl<'a> Undo<'a> {
                 return Ok(Found::Foreign);
             }
         }
-        Ok(if last == 2 { Found::Completed } else { Found::Interrupted })
+        Ok(match (valid, last) {
+            (0, _) => Found::Nothing,
+            (_, 2) => Found::Completed,
+            _ => Found::Interrupted,
+        })
+    }
+
+    /// Whether what the repair has left alone is what it was.
+    fn has_landmarks(&self, image: &dyn Storage) -> Result<bool> {
+        for landmark in &self.landmarks {
+            let start = landmark.offset.get();
+            let range = start..start.saturating_add(u64::from(landmark.length.get()));
+            if crc32c::crc32c(&contents(image, &range)?) != landmark.checksum.get() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether everything but the headers holds its old bytes or its new ones, in a file of one of the two lengths.
+    fn is_old_or_new(&self, image: &dyn Storage) -> Result<bool> {
+        let length = image.length()?;
+        if length != self.length_before() && length != self.head.length_after.get() {
+            return Ok(false);
+        }
+        for (record, at) in &self.records {
+            if header_copy(record.offset.get()).is_some() {
+                continue;
+            }
+            let now = contents(image, &record_range(record))?;
+            let new = crc32c::crc32c(&now) == record.new_checksum.get();
+            if !new && now != self.old(record, *at)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What a header copy was.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vhdxkit::defect::{Remedy, Severity};
+use vhdxkit::defect::Severity;
 use vhdxkit::findings::Findings;
 use vhdxkit::log::LogState;
 use vhdxkit::ops::picture::{DiskState, FileOwner, Picture};
@@ -11,7 +11,7 @@ use vhdxkit::{Error, Image};
 
 use super::markup::{Html, cut};
 use super::{Facts, Mapped, percent};
-use crate::commands::check::{self, quoted};
+use crate::commands::check::{self, quoted, quoted_word};
 use crate::console::{count, size};
 
 /// What is worth giving back: this much, or a tenth of the file.
@@ -129,21 +129,26 @@ fn judge_damaged(facts: &Facts, image: &str, words: String) -> Verdict {
     let bad_ones =
         || findings().flat_map(Findings::list).filter(|found| found.severity() > Severity::Info);
     let mut next = vec![keep(image)];
-    if bad_ones().any(|found| matches!(found.remedy(), Remedy::Repair(_) | Remedy::OnYourWord(..)))
-    {
+    if check::Outlook::of(Path::new(&facts.path), true).mends {
         let command = format!("vhdx check {image} --repair --dry-run");
         next.push((command, "tells what a repair would do, and changes nothing"));
     }
     let command = format!("vhdx recover {image} --to NEW.vhdx");
     next.push((command, "gets everything that can be had, into another file"));
     let worst = findings().find(|findings| findings.has_problems());
-    let safe = worst.map_or("the file: it was not changed", check::what_is_safe);
-    let happened = check::what_happened(bad_ones());
+    let safe = worst.map_or_else(|| "the file".to_owned(), check::what_is_safe);
+    let overwritten = findings().any(Findings::is_table_overwritten);
+    let happened = check::what_happened(bad_ones(), overwritten);
     let log = match facts.mapped.as_ref().map(|mapped| mapped.image.log().state()) {
         Ok(LogState::Invalid) => " Everything below is as it lies on disk, without its log.",
         _ => "",
     };
-    bad(format!("{words} What happened: {happened}. What is safe: {safe}.{log}"), next)
+    bad(
+        format!(
+            "{words} What happened: {happened}. What is safe: {safe}; the file was not changed.{log}"
+        ),
+        next,
+    )
 }
 
 /// A child whose parent is not there.
@@ -371,7 +376,7 @@ pub(super) fn made(html: &mut Html, now: SystemTime) {
 fn quoted_argument(argument: &str) -> String {
     match argument.starts_with('-') {
         true if !argument.contains(char::is_whitespace) => argument.to_owned(),
-        _ => quoted(Path::new(argument)),
+        _ => quoted_word(argument),
     }
 }
 

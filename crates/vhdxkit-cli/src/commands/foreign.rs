@@ -1,0 +1,92 @@
+//! What a file is that is no VHDX: nobody repairs such a file, and somebody should say so.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use super::check::quoted;
+
+/// A file with nothing of a VHDX in it.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    /// What it is, as one would say it.
+    pub(super) what: String,
+    /// What can be typed, and what for.
+    command: Option<(String, &'static str)>,
+}
+
+/// What the file is; `None` for whatever is, or may have been, a VHDX, and for what cannot be read.
+pub(super) fn recognise(path: &Path) -> Option<Foreign> {
+    let mut file =
+        File::open(path).ok().filter(|file| file.metadata().is_ok_and(|m| m.is_file()))?;
+    let length = file.metadata().ok()?.len();
+    if length == 0 {
+        return Some(Foreign { what: "the file is empty".to_owned(), command: None });
+    }
+    let start = bytes_at(&mut file, 0, 512).ok()?;
+    if start.starts_with(b"vhdxfile") || has_parts_of_one(&mut file, length).ok()? {
+        return None;
+    }
+    let name = quoted(path);
+    let footer = bytes_at(&mut file, length.saturating_sub(512), 8).ok()?;
+    let convert = |from| {
+        let command = format!("vhdx convert {name} NEW.vhdx --from {from}");
+        Some((command, "makes a VHDX of it"))
+    };
+    let other = format!("qemu-img convert -O vhdx {name} NEW.vhdx");
+    let other = Some((other, "makes a VHDX of it; this program does not read that format"));
+    let (what, command) = match () {
+        () if start.starts_with(b"QFI\xfb") => ("this is a qcow2 image", convert("qcow2")),
+        () if start.starts_with(b"conectix") || footer == b"conectix" => {
+            ("this is a VHD image", convert("vhd"))
+        }
+        () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk DescriptorFile") => {
+            ("this is a VMDK image", other)
+        }
+        () if start.get(64..68) == Some(&[0x7F, 0x10, 0xDA, 0xBE][..]) => {
+            ("this is a VDI image", other)
+        }
+        () if start.get(510..512) == Some(&[0x55, 0xAA][..]) => {
+            ("this looks like a raw disk", convert("raw"))
+        }
+        () if length >= 2 << 20 => {
+            let command = format!("vhdx recover {name} --to NEW.vhdx");
+            let why = "looks for what is left, if it was a VHDX that was overwritten";
+            ("this is no disk image that is known", Some((command, why)))
+        }
+        () => ("this is no disk image that is known", None),
+    };
+    Some(Foreign { what: format!("{what}, not a VHDX file"), command })
+}
+
+fn bytes_at(file: &mut File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(offset))?;
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a header, a region table or the metadata is where a VHDX may have it.
+fn has_parts_of_one(file: &mut File, length: u64) -> io::Result<bool> {
+    let fixed = [(0x1_0000, "head"), (0x2_0000, "head"), (0x3_0000, "regi"), (0x4_0000, "regi")];
+    let metadata = (1u64..256).map(|mib| (mib << 20, "metadata"));
+    for (offset, signature) in fixed.into_iter().chain(metadata) {
+        if offset < length
+            && bytes_at(file, offset, signature.len() as u64)? == signature.as_bytes()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Foreign {
+    pub(super) fn print(&self, out: &mut impl Write, path: &Path) -> io::Result<()> {
+        writeln!(out, "{}: {}; nothing was changed", path.display(), self.what)?;
+        if let Some((command, why)) = &self.command {
+            writeln!(out, "\n  What to type    {command}")?;
+            writeln!(out, "                      {why}")?;
+        }
+        Ok(())
+    }
+}
