@@ -45,7 +45,7 @@ pub(super) struct Entries<'a> {
     /// Bytes from here on are gone, though the file is longer.
     data_end: u64,
     options: &'a RepairOptions,
-    report: &'a mut Report,
+    pub(super) report: &'a mut Report,
     /// The chunk of the last partially present block.
     partial: Option<u64>,
 }
@@ -351,7 +351,7 @@ impl<'a> Entries<'a> {
     pub(super) fn cut_off(&mut self, length: u64, bytes: u64) {
         let defect = Defect::LeakedSpace { bytes };
         let what = format!("cut {bytes} bytes off the end of the file, at {}", hex(length));
-        let why = "they belong to nothing; unused space further inside is given back by compacting";
+        let why = "they are zeros and belong to nothing; unused space further inside is given back by compacting";
         self.report.step(&defect, what, why);
     }
 

@@ -45,6 +45,7 @@
 mod draft;
 mod entries;
 mod ground;
+pub(crate) mod orphan;
 mod report;
 pub(crate) mod shifted;
 mod tables;
