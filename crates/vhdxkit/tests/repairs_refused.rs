@@ -279,6 +279,100 @@ fn old_entries_of_a_closed_file_keep_no_header_from_being_mended() {
     }
 }
 
+/// A block that shows the log's bytes must keep them until it may be moved: a repair that logs something would
+/// write over them.
+#[test]
+fn a_block_that_lies_over_the_log_is_not_written_over_by_what_is_logged() {
+    let bat = sound().layout().bat_offset;
+    let mut bytes = sound().build_vec();
+    bytes[MIB as usize..2 * MIB as usize].fill(b'G');
+    put_u64(&mut bytes, bat + 8 * 9, MIB | 6);
+    put_u64(&mut bytes, bat + 8 * 13, (900 * MIB) | 6);
+    put_u64(&mut bytes, bat + 8 * 7, (900 * MIB) | 2);
+    let file = Arc::new(MemoryStorage::new(bytes.clone()));
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    assert!(thought.is_empty(), "{thought:?}");
+    let told = thought.left().iter().find(|left| left.code == "V30").unwrap();
+    assert!(told.why.contains("nothing at all") && told.word.is_some(), "{told:?}");
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(file.to_vec() == bytes);
+    // With the word it gets a place of its own first.
+    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(!check(file.clone(), &mut ()).unwrap().has_problems());
+    assert!(block(&file, 9).unwrap().iter().all(|byte| *byte == b'G'));
+}
+
+/// A block of the disk, if it can be read.
+fn block(file: &Arc<MemoryStorage>, number: u64) -> Option<Vec<u8>> {
+    let storage: Arc<dyn Storage> = file.clone();
+    let image = OpenOptions::new().open_storage(storage).ok()?;
+    let mut bytes = vec![0; MIB as usize];
+    image.read_at(number * MIB, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// A block whose contents are lost lies where the repair puts its copies, its log, its table. Wherever the repair is
+/// stopped, the block never shows any of these: it cannot be read, or reads as zeros.
+#[test]
+fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
+    let small_table =
+        || Image::dynamic(1 << 30).bat_length(MIB as u32).block(2, Contents::Pattern(2));
+    let scenes: [(&str, Image, fn(&mut Vec<u8>, &Image)); 4] = [
+        ("a copy", sound(), |bytes, image| {
+            put_u64(bytes, image.layout().bat_offset + 8 * 9, image.layout().blocks[&2] | 6);
+        }),
+        ("a copy of what lies over the log", sound(), |bytes, image| {
+            bytes[MIB as usize..2 * MIB as usize].fill(b'G');
+            put_u64(bytes, image.layout().bat_offset + 8 * 9, MIB | 6);
+        }),
+        ("a log", sound().log_length(0), |_, _| {}),
+        ("several copies", small_table(), |bytes, image| {
+            for block in 20..24 {
+                put_u64(
+                    bytes,
+                    image.layout().bat_offset + 8 * block,
+                    image.layout().blocks[&2] | 6,
+                );
+            }
+        }),
+    ];
+    for (name, image, change) in scenes {
+        let mut bytes = image.build_vec();
+        change(&mut bytes, &image);
+        let end = (bytes.len() as u64).next_multiple_of(MIB);
+        for (block, place) in [(5, end), (6, end + 2 * MIB), (7, end + MIB)] {
+            put_u64(&mut bytes, image.layout().bat_offset + 8 * block, place | 6);
+        }
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let second = block(&Arc::new(MemoryStorage::new(image.build_vec())), 2);
+        let thought = plan(file, &everything(), &mut ()).unwrap();
+        assert!(thought.lost_bytes() == 3 * MIB, "{name}: {thought:?}");
+        for at in 0.. {
+            let _named = common::NamedOnFailure(format!("{name}, stopped at call {at}"));
+            let inner = MemoryStorage::new(bytes.clone());
+            let medium = Failing { inner, at, calls: AtomicUsize::new(0), once: false, dead: true };
+            let done = thought.carry_out(&medium, &mut ());
+            let left = Arc::new(MemoryStorage::new(medium.inner.to_vec()));
+            for lost in [5, 6, 7] {
+                let shown = block(&left, lost).unwrap_or_default();
+                assert!(shown.iter().all(|byte| *byte == 0), "block {lost} shows another's bytes");
+            }
+            let again = plan(left.clone(), &everything(), &mut ()).unwrap();
+            again.carry_out(&*left, &mut ()).unwrap();
+            assert!(!check(left.clone(), &mut ()).unwrap().has_problems());
+            for lost in [5, 6, 7] {
+                assert!(block(&left, lost).unwrap().iter().all(|byte| *byte == 0));
+            }
+            assert!(block(&left, 2) == second);
+            if medium.calls.load(Ordering::Relaxed) <= at {
+                done.unwrap();
+                break;
+            }
+        }
+    }
+}
+
 /// What looks like junk in a disk that QEMU has made may be a block's only trace.
 #[test]
 fn a_page_that_may_be_shifted_is_not_cleared() {
@@ -436,6 +530,8 @@ struct Failing {
     calls: AtomicUsize,
     /// Only the one call.
     once: bool,
+    /// As if the machine had stopped: nor is anything given back.
+    dead: bool,
 }
 
 impl Failing {
@@ -461,7 +557,7 @@ impl Storage for Failing {
         self.inner.len()
     }
     fn set_len(&self, length: u64) -> io::Result<()> {
-        if length > self.inner.len()? {
+        if self.dead || length > self.inner.len()? {
             self.call()?;
         }
         self.inner.set_len(length)
@@ -500,7 +596,7 @@ fn a_full_disk_at_any_write_costs_nothing() {
             for at in 0.. {
                 let _named = common::NamedOnFailure(format!("{}, call {at}", fault.name));
                 let inner = MemoryStorage::new(fault.bytes.clone());
-                let medium = Failing { inner, at, calls: AtomicUsize::new(0), once };
+                let medium = Failing { inner, at, calls: AtomicUsize::new(0), once, dead: false };
                 let done = thought.carry_out(&medium, &mut ());
                 if medium.calls.load(Ordering::Relaxed) <= at {
                     done.unwrap();

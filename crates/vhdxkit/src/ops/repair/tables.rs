@@ -197,7 +197,8 @@ fn search_shifted(
                     &defect,
                     format!("{}: move its entries back by one", place_of(&defect)),
                     "moved back, every entry is one that QEMU writes and nothing overlaps; as it is, neither \
-                     holds",
+                     holds. What the guest sees changes: each block shows its own contents again, and the \
+                     disk gets a new DataWriteGuid",
                 );
             }
             Ok(Some(pages))
@@ -238,6 +239,12 @@ fn assemble(
     let mut wants = wants;
     let mut new_log = ground.new_log;
     if entries.held_back {
+        let logs = !entries.is_unchanged() || wants.region_tables || wants.flags.is_some();
+        if let Some(log) = ground.headers.log_place().filter(|_| logs)
+            && entries.log_is_taken(log)
+        {
+            return Ok(None);
+        }
         entries.hold_back();
         if wants.move_bat || wants.extend_to > length || new_log {
             return Ok(None);
@@ -249,7 +256,7 @@ fn assemble(
     end = mib_ceil(end).ok_or_else(too_long)?;
     let mut copies = Vec::new();
     let bat = match wants.move_bat {
-        true => Some(place_bat(parts, entries.rules.geometry, &mut end, &mut copies)?),
+        true => Some(place_bat(parts, &entries, &mut end, &mut copies)?),
         false => None,
     };
     end = entries.move_clashes(end, &mut copies)?;
@@ -259,7 +266,8 @@ fn assemble(
     new_log |= logs && ground.headers.log_place().is_none() && !ground.headers.is_dirty();
     let new_log = match new_log {
         true => {
-            let place = LogPlace { offset: end, length: 1 << 20 };
+            let offset = entries.clear_of_lost(end, MIB);
+            let place = LogPlace { offset, length: 1 << 20 };
             end = place.end();
             Some(place)
         }
@@ -272,10 +280,10 @@ fn assemble(
     let highest = if grows { end } else { entries.highest };
     let alone = !grows && !logs && !ground.has_work() && entries.report.steps.is_empty();
     let cut_to = if alone { cut(storage, &mut entries, before, length)? } else { None };
-    let lost = entries.lost_anything();
+    let shows_else = entries.lost_anything() || entries.moved_back;
     let (tables, others, direct) = pages(storage, parts, &wants, bat, entries)?;
     let actions = Actions {
-        new_identity: lost || ground.log_lost,
+        new_identity: shows_else || ground.log_lost,
         identifier: ground.identifier,
         discard: ground.discard,
         replay: ground.replay,
@@ -301,12 +309,14 @@ fn too_long() -> Error {
 /// A larger region for the block table, and the copy that fills it.
 fn place_bat(
     parts: &ImageParts,
-    geometry: Geometry,
+    entries: &Entries<'_>,
     end: &mut u64,
     copies: &mut Vec<Copy>,
 ) -> Result<Region> {
     let old = parts.regions.bat();
-    let new = Region { offset: *end, length: region_length(geometry.bat_bytes())?, ..old };
+    let length = region_length(entries.rules.geometry.bat_bytes())?;
+    let offset = entries.clear_of_lost(*end, u64::from(length));
+    let new = Region { offset, length, ..old };
     copies.push(Copy { from: old.offset, to: new.offset, length: u64::from(old.length) });
     *end = new.end();
     Ok(new)
