@@ -317,7 +317,7 @@ fn block(file: &Arc<MemoryStorage>, number: u64) -> Option<Vec<u8>> {
 #[test]
 fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
     let small_table =
-        || Image::dynamic(1 << 30).bat_length(MIB as u32).block(2, Contents::Pattern(2));
+        || Image::dynamic(160 << 30).bat_length(1 << 20).block(2, Contents::Pattern(2));
     let scenes: [(&str, Image, fn(&mut Vec<u8>, &Image)); 4] = [
         ("a copy", sound(), |bytes, image| {
             put_u64(bytes, image.layout().bat_offset + 8 * 9, image.layout().blocks[&2] | 6);
@@ -327,15 +327,7 @@ fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
             put_u64(bytes, image.layout().bat_offset + 8 * 9, MIB | 6);
         }),
         ("a log", sound().log_length(0), |_, _| {}),
-        ("several copies", small_table(), |bytes, image| {
-            for block in 20..24 {
-                put_u64(
-                    bytes,
-                    image.layout().bat_offset + 8 * block,
-                    image.layout().blocks[&2] | 6,
-                );
-            }
-        }),
+        ("a larger table", small_table(), |_, _| {}),
     ];
     for (name, image, change) in scenes {
         let mut bytes = image.build_vec();
@@ -345,7 +337,8 @@ fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
             put_u64(&mut bytes, image.layout().bat_offset + 8 * block, place | 6);
         }
         let file = Arc::new(MemoryStorage::new(bytes.clone()));
-        let second = block(&Arc::new(MemoryStorage::new(image.build_vec())), 2);
+        let at = image.layout().blocks[&2] as usize;
+        let second = image.build_vec()[at..at + MIB as usize].to_vec();
         let thought = plan(file, &everything(), &mut ()).unwrap();
         assert!(thought.lost_bytes() == 3 * MIB, "{name}: {thought:?}");
         for at in 0.. {
@@ -364,7 +357,7 @@ fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
             for lost in [5, 6, 7] {
                 assert!(block(&left, lost).unwrap().iter().all(|byte| *byte == 0));
             }
-            assert!(block(&left, 2) == second);
+            assert!(block(&left, 2).unwrap() == second);
             if medium.calls.load(Ordering::Relaxed) <= at {
                 done.unwrap();
                 break;
