@@ -316,9 +316,10 @@ fn block(file: &Arc<MemoryStorage>, number: u64) -> Option<Vec<u8>> {
 /// stopped, the block never shows any of these: it cannot be read, or reads as zeros.
 #[test]
 fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
+    type Change = fn(&mut Vec<u8>, &Image);
     let small_table =
         || Image::dynamic(160 << 30).bat_length(1 << 20).block(2, Contents::Pattern(2));
-    let scenes: [(&str, Image, fn(&mut Vec<u8>, &Image)); 4] = [
+    let scenes: [(&str, Image, Change); 4] = [
         ("a copy", sound(), |bytes, image| {
             put_u64(bytes, image.layout().bat_offset + 8 * 9, image.layout().blocks[&2] | 6);
         }),
