@@ -217,6 +217,16 @@ fn lost(valid: &u64, torn: &u64) -> String {
     }
 }
 
+/// What is known of the entries of a log that no header names.
+fn orphaned(entries: &u64, certain: bool) -> String {
+    match certain {
+        true => format!("the log's newest session ({entries} entries) would change the file"),
+        false => {
+            format!("some of the log's {entries} entries are not in place, though they may be old")
+        }
+    }
+}
+
 const HEAL_HEADER: Remedy = Remedy::Repair("rewrite this copy from the current header");
 
 defects! {
@@ -256,6 +266,8 @@ defects! {
         "the log holds changes that are not in place yet (sequence {first} to {last}, entries: {entries}); reading applies them in memory";
     UnreachableEntries { at: u64, head: u64, first: u64, last: u64 } => "W-LOGGAP", Warning, "log", Some(*at), OnYourWord("--allow-data-loss", "replay what can be replayed and give up the newer entries"),
         "entries {first} to {last} are whole and newer than what is replayed (up to {head}), but one before them is damaged: what they hold would be lost by a replay in the file";
+    LogOrphan { at: u64, entries: u64, certain: bool } => "W-LOGORPHAN", if *certain { Error } else { Warning }, "log", Some(*at), Elsewhere("`vhdx recover` uses them"),
+        "one header copy is damaged, the other names no log, and {what}: the lost header may have named a log whose newest entries are not in place", what = orphaned(entries, *certain);
     TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), Nothing,
         "entry {sequence} does not count: {fault}";
     ReservedLogTarget { at: u64, sequence: u64, end: u64, last_file_offset: u64 }
@@ -370,7 +382,7 @@ defects! {
         "the page of BAT entries from {first} on was written shifted by one entry (QEMU before 8.0 did that): its blocks show their neighbours' contents";
     PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset"),
         "block {block} is in state {state} but carries the offset {file_offset:#x}, which Hyper-V may refuse";
-    LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Repair("cut it off at the end of the file; further inside `vhdx compact` gives it back"),
+    LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Repair("cut it off where it is zeros at the end of a file with which nothing else is wrong; otherwise `vhdx compact` gives it back"),
         "{bytes} bytes of the file belong to nothing";
     FileSizeUneven { length: u64 } => "W-FILESIZE", Info, "file", Some(*length), Nothing,
         "the file's length {length} is no multiple of 1 MiB";

@@ -49,7 +49,7 @@ struct Header {
 impl Header {
     /// Entries of an L2 table.
     fn per_table(&self) -> u64 {
-        self.cluster_size / if self.is_extended { 16 } else { 8 }
+        if self.is_extended { self.cluster_size / 16 } else { self.cluster_size / 8 }
     }
 
     fn read(file: &dyn Storage) -> Result<Self> {

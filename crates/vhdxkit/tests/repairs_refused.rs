@@ -12,11 +12,12 @@ use vhdxkit::defect::Severity;
 use vhdxkit::ops::check::check;
 use vhdxkit::ops::repair::{KeepUndo, Repair, RepairOptions, Undo, plan, plan_file, undo_file};
 use vhdxkit::storage::{MemoryStorage, Storage};
+use vhdxkit::view::headers::HeaderPair;
 use vhdxkit::{ErrorKind, OpenOptions};
 use vhdxkit_testkit::faults::{Fault, repairable, sound};
 use vhdxkit_testkit::patch::{put_u64, reseal_region_table};
 use vhdxkit_testkit::random::Random;
-use vhdxkit_testkit::{Contents, Image, guid};
+use vhdxkit_testkit::{Contents, Image, LogEntry, guid};
 
 const MIB: u64 = 1 << 20;
 
@@ -131,6 +132,239 @@ fn the_file_does_not_grow_over_what_is_missing() {
     assert_eq!(thought.lost(), std::slice::from_ref(&(10 * MIB..11 * MIB)));
     thought.carry_out(&*file, &mut ()).unwrap();
     assert_eq!(codes(&file), Vec::<&str>::new());
+}
+
+/// Bytes behind everything that belongs to something may be a block whose entry was lost, also to a repair just
+/// before: no repair throws them away. Zeros go, when nothing else is to be done.
+#[test]
+fn no_repair_throws_bytes_at_the_end_of_the_file_away() {
+    let length = sound().build_vec().len();
+    let end = (length as u64).next_multiple_of(MIB) as usize;
+    let with = |byte: u8, warning: bool| {
+        let mut bytes = sound().build_vec();
+        bytes.resize(end + (3 << 20), 0);
+        bytes[end + (1 << 20) + 700] = byte;
+        if warning {
+            put_u64(&mut bytes, sound().layout().bat_offset + 8 * 9, (900 * MIB) | 2);
+        }
+        bytes
+    };
+    for (byte, warning, steps) in
+        [(0, false, &["V35"][..]), (0, true, &["V32"]), (7, false, &[]), (7, true, &["V32"])]
+    {
+        let file = Arc::new(MemoryStorage::new(with(byte, warning)));
+        let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+        assert_eq!(thought.codes(), steps, "{thought:?}");
+        let told = thought.left().iter().any(|left| left.why.contains("vhdx compact"));
+        assert_eq!(told, byte != 0 && !warning, "{thought:?}");
+        thought.carry_out(&*file, &mut ()).unwrap();
+        // And once more.
+        plan(file.clone(), &everything(), &mut ()).unwrap().carry_out(&*file, &mut ()).unwrap();
+        match byte {
+            0 => assert!(file.len().unwrap() <= end as u64, "zeros are given back"),
+            _ => assert_eq!(file.to_vec()[end + (1 << 20) + 700], byte),
+        }
+    }
+}
+
+/// The file with one header copy damaged.
+fn with_damaged_header(bytes: &[u8], copy: usize) -> Arc<MemoryStorage> {
+    let mut bytes = bytes.to_vec();
+    bytes[0x1_0100 + copy * 0x1_0000] ^= 1;
+    Arc::new(MemoryStorage::new(bytes))
+}
+
+fn orphans(file: &Arc<MemoryStorage>) -> Vec<Severity> {
+    let findings = check(file.clone(), &mut ()).unwrap();
+    let found = findings.list().iter().filter(|found| found.code() == "W-LOGORPHAN");
+    found.map(vhdxkit::defect::Defect::severity).collect()
+}
+
+/// A session with two entries, of which nothing is in place; the older header names no log.
+fn open_session() -> Vec<u8> {
+    let entry = |block| LogEntry::new().allocate(block, Contents::Pattern(0x99));
+    let image = sound().dirty(sound().session(1)).log_entry(entry(9)).log_entry(entry(11));
+    let mut bytes = image.build_vec();
+    bytes[0x1_0030..0x1_0040].fill(0);
+    vhdxkit_testkit::reseal_header(&mut bytes, 0);
+    bytes
+}
+
+/// The newest header is damaged, and the older one was written before the log had anything: the file looks clean,
+/// and what a repair logs would be written over the only trace of what the guest wrote last.
+#[test]
+fn a_log_that_only_the_damaged_header_named_is_not_written_over() {
+    let mut bytes = open_session();
+    put_u64(&mut bytes, sound().layout().bat_offset + 8 * 12, (900 * MIB) | 2);
+    let file = with_damaged_header(&bytes, 1);
+    let before = file.to_vec();
+    assert_eq!(orphans(&file), [Severity::Error]);
+    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    assert!(thought.is_empty(), "{thought:?}");
+    let left = thought.left().iter().find(|left| left.code == "W-LOGORPHAN").unwrap();
+    assert!(left.why.contains("vhdx recover"), "{left:?}");
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(file.to_vec() == before);
+    vhdxkit::OpenOptions::new().open_storage(file).unwrap();
+    // With the other copy damaged the log is named, and replayed.
+    let file = with_damaged_header(&bytes, 0);
+    assert!(orphans(&file).is_empty());
+    plan(file.clone(), &everything(), &mut ()).unwrap().carry_out(&*file, &mut ()).unwrap();
+    assert!(check(file, &mut ()).unwrap().list().is_empty());
+}
+
+/// Where nothing tells which entries are the newest, it is said, and that is all.
+#[test]
+fn entries_that_may_be_old_are_only_warned_of() {
+    let mut bytes = open_session();
+    bytes[MIB as usize] ^= 1;
+    let file = with_damaged_header(&bytes, 1);
+    assert_eq!(orphans(&file), [Severity::Warning]);
+    let thought = plan(file, &RepairOptions::default(), &mut ()).unwrap();
+    assert_eq!(thought.codes(), ["V3"], "{thought:?}");
+    assert!(thought.left().iter().any(|left| left.code == "W-LOGORPHAN"));
+}
+
+fn heals_either_header(bytes: &[u8], what: &str) {
+    assert!(!HeaderPair::inspect(&MemoryStorage::new(bytes.to_vec())).unwrap().is_dirty());
+    for copy in 0..2 {
+        let file = with_damaged_header(bytes, copy);
+        assert!(orphans(&file).is_empty(), "{what}, copy {copy}");
+        let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+        assert!(thought.codes().contains(&"V3"), "{what}, copy {copy}: {thought:?}");
+        thought.carry_out(&*file, &mut ()).unwrap();
+        assert!(!check(file, &mut ()).unwrap().list().iter().any(|found| found.code() == "V3"));
+    }
+}
+
+/// A file that was closed keeps old entries in its log: what the last session wrote is in place, and what earlier
+/// ones wrote may have been changed since. Either header can be lost and mended.
+#[test]
+fn old_entries_of_a_closed_file_keep_no_header_from_being_mended() {
+    let session = sound().session(1);
+    let bat = sound().layout().bat_offset;
+    let old = LogEntry::new().guid(sound().session(2)).at(40).sequence(3).data(bat, &[0; 4096]);
+    let entry = |block| LogEntry::new().allocate(block, Contents::Pattern(0x99));
+    let image = sound().dirty(session).log_entry(entry(9)).log_entry(entry(10)).log_entry(old);
+    let file = MemoryStorage::new(image.build_vec());
+    vhdxkit::log::replay_in_place(&file).unwrap().unwrap();
+    heals_either_header(&file.to_vec(), "replayed, with older entries behind");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ours.vhdx");
+    std::fs::write(&path, sound().build_vec()).unwrap();
+    for round in 0..3u8 {
+        let image = OpenOptions::new().write(true).open(&path).unwrap();
+        for block in 0..16 {
+            if (block + u64::from(round)) % 3 == 0 {
+                image.write_at(block * MIB, &[0x40 + round; 512]).unwrap();
+                image.flush().unwrap();
+            }
+        }
+        image.close().unwrap();
+        heals_either_header(&std::fs::read(&path).unwrap(), "written by us");
+    }
+    if common::have("qemu-img") && common::have("qemu-io") {
+        let path = dir.path().join("qemu.vhdx");
+        let name = path.to_str().unwrap();
+        common::run("qemu-img", &["create", "-q", "-f", "vhdx", name, "64M"]);
+        for write in ["write -P 7 1M 64k", "write -P 8 17M 64k", "write -P 9 40M 4M"] {
+            common::run("qemu-io", &["-f", "vhdx", "-c", write, name]);
+            heals_either_header(&std::fs::read(&path).unwrap(), "written by QEMU");
+        }
+    }
+    for name in ["iotest-dynamic-1G.vhdx.bz2", "swap.vhdx.gz", "dynamic.vhdx.gz", "btrfs.vhdx.gz"] {
+        let Some(image) = common::unpack(name, dir.path()) else { continue };
+        heals_either_header(&std::fs::read(image).unwrap(), name);
+    }
+}
+
+/// A block that shows the log's bytes must keep them until it may be moved: a repair that logs something would
+/// write over them.
+#[test]
+fn a_block_that_lies_over_the_log_is_not_written_over_by_what_is_logged() {
+    let bat = sound().layout().bat_offset;
+    let mut bytes = sound().build_vec();
+    bytes[MIB as usize..2 * MIB as usize].fill(b'G');
+    put_u64(&mut bytes, bat + 8 * 9, MIB | 6);
+    put_u64(&mut bytes, bat + 8 * 13, (900 * MIB) | 6);
+    put_u64(&mut bytes, bat + 8 * 7, (900 * MIB) | 2);
+    let file = Arc::new(MemoryStorage::new(bytes.clone()));
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    assert!(thought.is_empty(), "{thought:?}");
+    let told = thought.left().iter().find(|left| left.code == "V30").unwrap();
+    assert!(told.why.contains("nothing at all") && told.word.is_some(), "{told:?}");
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(file.to_vec() == bytes);
+    // With the word it gets a place of its own first.
+    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(!check(file.clone(), &mut ()).unwrap().has_problems());
+    assert!(block(&file, 9).unwrap().iter().all(|byte| *byte == b'G'));
+}
+
+/// A block of the disk, if it can be read.
+fn block(file: &Arc<MemoryStorage>, number: u64) -> Option<Vec<u8>> {
+    let storage: Arc<dyn Storage> = file.clone();
+    let image = OpenOptions::new().open_storage(storage).ok()?;
+    let mut bytes = vec![0; MIB as usize];
+    image.read_at(number * MIB, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// A block whose contents are lost lies where the repair puts its copies, its log, its table. Wherever the repair is
+/// stopped, the block never shows any of these: it cannot be read, or reads as zeros.
+#[test]
+fn a_lost_block_never_shows_what_a_repair_adds_to_the_file() {
+    type Change = fn(&mut Vec<u8>, &Image);
+    let small_table =
+        || Image::dynamic(160 << 30).bat_length(1 << 20).block(2, Contents::Pattern(2));
+    let scenes: [(&str, Image, Change); 4] = [
+        ("a copy", sound(), |bytes, image| {
+            put_u64(bytes, image.layout().bat_offset + 8 * 9, image.layout().blocks[&2] | 6);
+        }),
+        ("a copy of what lies over the log", sound(), |bytes, image| {
+            bytes[MIB as usize..2 * MIB as usize].fill(b'G');
+            put_u64(bytes, image.layout().bat_offset + 8 * 9, MIB | 6);
+        }),
+        ("a log", sound().log_length(0), |_, _| {}),
+        ("a larger table", small_table(), |_, _| {}),
+    ];
+    for (name, image, change) in scenes {
+        let mut bytes = image.build_vec();
+        change(&mut bytes, &image);
+        let end = (bytes.len() as u64).next_multiple_of(MIB);
+        for (block, place) in [(5, end), (6, end + 2 * MIB), (7, end + MIB)] {
+            put_u64(&mut bytes, image.layout().bat_offset + 8 * block, place | 6);
+        }
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let at = image.layout().blocks[&2] as usize;
+        let second = image.build_vec()[at..at + MIB as usize].to_vec();
+        let thought = plan(file, &everything(), &mut ()).unwrap();
+        assert!(thought.lost_bytes() == 3 * MIB, "{name}: {thought:?}");
+        for at in 0.. {
+            let _named = common::NamedOnFailure(format!("{name}, stopped at call {at}"));
+            let inner = MemoryStorage::new(bytes.clone());
+            let medium = Failing { inner, at, calls: AtomicUsize::new(0), once: false, dead: true };
+            let done = thought.carry_out(&medium, &mut ());
+            let left = Arc::new(MemoryStorage::new(medium.inner.to_vec()));
+            for lost in [5, 6, 7] {
+                let shown = block(&left, lost).unwrap_or_default();
+                assert!(shown.iter().all(|byte| *byte == 0), "block {lost} shows another's bytes");
+            }
+            let again = plan(left.clone(), &everything(), &mut ()).unwrap();
+            again.carry_out(&*left, &mut ()).unwrap();
+            assert!(!check(left.clone(), &mut ()).unwrap().has_problems());
+            for lost in [5, 6, 7] {
+                assert!(block(&left, lost).unwrap().iter().all(|byte| *byte == 0));
+            }
+            assert!(block(&left, 2).unwrap() == second);
+            if medium.calls.load(Ordering::Relaxed) <= at {
+                done.unwrap();
+                break;
+            }
+        }
+    }
 }
 
 /// What looks like junk in a disk that QEMU has made may be a block's only trace.
@@ -331,6 +565,8 @@ struct Failing {
     calls: AtomicUsize,
     /// Only the one call.
     once: bool,
+    /// As if the machine had stopped: nor is anything given back.
+    dead: bool,
 }
 
 impl Failing {
@@ -356,7 +592,7 @@ impl Storage for Failing {
         self.inner.len()
     }
     fn set_len(&self, length: u64) -> io::Result<()> {
-        if length > self.inner.len()? {
+        if self.dead || length > self.inner.len()? {
             self.call()?;
         }
         self.inner.set_len(length)
@@ -395,7 +631,7 @@ fn a_full_disk_at_any_write_costs_nothing() {
             for at in 0.. {
                 let _named = common::NamedOnFailure(format!("{}, call {at}", fault.name));
                 let inner = MemoryStorage::new(fault.bytes.clone());
-                let medium = Failing { inner, at, calls: AtomicUsize::new(0), once };
+                let medium = Failing { inner, at, calls: AtomicUsize::new(0), once, dead: false };
                 let done = thought.carry_out(&medium, &mut ());
                 if medium.calls.load(Ordering::Relaxed) <= at {
                     done.unwrap();

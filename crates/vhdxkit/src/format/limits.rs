@@ -48,6 +48,8 @@ pub const MAX_FINDINGS_PER_CODE: usize = 20;
 pub const MAX_REPAIR_PAGES: usize = 1 << 16;
 /// Blocks that a repair gives a place of their own because two claim the same.
 pub const MAX_REPAIR_COPIES: usize = 1 << 16;
+/// Blocks behind the end of a file that a repair gives up.
+pub const MAX_REPAIR_LOST: usize = 1 << 22;
 /// Bytes of free space at the end of a file that a repair cuts off: its undo file has to keep them.
 pub const MAX_CUT_KEPT: u64 = 64 * MIB;
 /// Ranges in an undo file, each of at most 1 MiB.

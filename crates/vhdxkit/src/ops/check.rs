@@ -19,6 +19,7 @@ use crate::{ErrorKind, Image, Result};
 
 use super::doubt::{Doubt, PageJudge};
 use super::progress::{Progress, advance};
+use super::repair::orphan;
 use super::repair::shifted::{Search, Shifted};
 
 /// Checks the file at `path`. Nothing is changed. Progress counts bytes of the BAT.
@@ -132,6 +133,9 @@ fn check_all(
 ) -> Result<()> {
     let recovered = Recovered::read(file, DirtyLog::MayBeInvalid, findings)?;
     check_log(&recovered, findings)?;
+    if let Some(defect) = orphan::find(&recovered.storage, &recovered.headers, findings)? {
+        findings.report(defect)?;
+    }
     let length = recovered.file_size;
     if length % MIB != 0 {
         findings.report(Defect::FileSizeUneven { length })?;

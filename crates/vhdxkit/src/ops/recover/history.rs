@@ -355,6 +355,19 @@ fn newest(
             return Ok(Some((named, Order::Named)));
         }
     }
+    newest_by_place(storage, log, sessions)
+}
+
+/// The session that lies newest in the ring, which no header names.
+pub(crate) fn newest_in_ring(storage: &dyn Storage, log: &Log) -> Result<Option<Guid>> {
+    Ok(newest_by_place(storage, log, &sessions(log))?.map(|(guid, _)| guid))
+}
+
+fn newest_by_place(
+    storage: &dyn Storage,
+    log: &Log,
+    sessions: &[Session],
+) -> Result<Option<(Guid, Order)>> {
     let whole: Vec<&LogEntry> =
         log.entries().iter().filter(|entry| entry.fault.is_none()).collect();
     let (Some((first, rest)), Some(place)) = (whole.split_first(), log.place()) else {

@@ -44,7 +44,7 @@
 mod child;
 mod forgiving;
 mod headers;
-mod history;
+pub(crate) mod history;
 mod looks;
 mod peek;
 mod regions;

@@ -1,6 +1,6 @@
 //! The block allocation table, entry by entry: what each should say, and which space two owners claim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,12 +10,13 @@ use crate::defect::Defect;
 use crate::format::bat::{
     DRAFT_UNMAPPED, ENTRIES_PER_PAGE, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK,
 };
-use crate::format::limits::MAX_REPAIR_COPIES;
+use crate::format::limits::{MAX_REPAIR_COPIES, MAX_REPAIR_LOST};
 use crate::map::{EntryRules, SpaceMap, Trust, walk};
 use crate::ops::check::slot_name;
 use crate::ops::doubt::PageJudge;
 use crate::storage::{DataRuns, Storage, StorageExt};
 use crate::view::geometry::BatSlot;
+use crate::view::headers::LogPlace;
 
 use super::draft::Pages;
 use super::report::{Report, hex};
@@ -44,12 +45,16 @@ pub(super) struct Entries<'a> {
     pub(super) unplaced: u64,
     /// Something lies behind the end of the file and stays there: the file must not grow over it.
     pub(super) held_back: bool,
+    /// Places behind the end of the file of blocks that are given up.
+    lost_places: BTreeSet<u64>,
     /// What a file that was cut off has lost and nothing can stand in for.
     pub(super) hopeless: bool,
+    /// Pages that were shifted are moved back: the guest sees other contents than before.
+    pub(super) moved_back: bool,
     /// Bytes from here on are gone, though the file is longer.
     data_end: u64,
     options: &'a RepairOptions,
-    report: &'a mut Report,
+    pub(super) report: &'a mut Report,
     traces: Traces,
     /// The chunk of the last partially present block.
     partial: Option<u64>,
@@ -77,7 +82,9 @@ impl<'a> Entries<'a> {
             highest,
             unplaced: rules.geometry.blocks(),
             held_back: false,
+            lost_places: BTreeSet::new(),
             hopeless: false,
+            moved_back: false,
             data_end,
             options,
             report,
@@ -94,6 +101,7 @@ impl<'a> Entries<'a> {
     ) -> Result<()> {
         let geometry = self.rules.geometry;
         self.traces.look(self.rules, storage, count)?;
+        self.moved_back = unshifted.entries().next().is_some();
         unshifted.put_into(&mut self.pages, self.rules.bat_offset)?;
         walk(storage, self.rules.bat_offset, count, &mut |stretch| {
             for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
@@ -259,6 +267,7 @@ impl<'a> Entries<'a> {
                 self.report.needs(&defect, Word::AllowDataLoss, why);
                 return Ok(RawEntry::new(raw.state(), place));
             }
+            self.give_up(place)?;
             self.report.lose(start..start.saturating_add(used));
             let why =
                 "its contents are not in this file; you allowed that it reads as zeros from now on";
@@ -294,6 +303,35 @@ impl<'a> Entries<'a> {
         self.claim(index, new, u64::from(geometry.block_size()))?;
         self.unplaced = self.unplaced.saturating_sub(1);
         Ok(new)
+    }
+
+    /// A block's place is behind the end of the file, and its entry will be dropped.
+    fn give_up(&mut self, place: u64) -> Result<()> {
+        if place == 0 {
+            return Ok(());
+        }
+        if self.lost_places.len() >= MAX_REPAIR_LOST {
+            return Err(Error::limit(format!(
+                "more than {MAX_REPAIR_LOST} blocks lie behind the end of the file: that is no repair any \
+                 more; `vhdx recover` makes a new file"
+            )));
+        }
+        self.lost_places.insert(place);
+        Ok(())
+    }
+
+    /// The first place at or behind `from` where bytes can go that no block which is given up shows. The file
+    /// grows before the entries of those are dropped: between the two they may show zeros, and nothing else.
+    pub(super) fn clear_of_lost(&self, mut from: u64, length: u64) -> u64 {
+        let block_size = u64::from(self.rules.geometry.block_size());
+        loop {
+            let first = from.saturating_sub(block_size).saturating_add(1);
+            let mut hits = self.lost_places.range(first..from.saturating_add(length).max(first));
+            match hits.next_back() {
+                Some(place) => from = place.saturating_add(block_size),
+                None => return from,
+            }
+        }
     }
 
     /// What the entry of a sector bitmap should say.
@@ -364,6 +402,7 @@ impl<'a> Entries<'a> {
         }
         for Clash { index, raw, length } in std::mem::take(&mut self.clashes) {
             let from = raw.file_offset();
+            to = self.clear_of_lost(to, length);
             let geometry = self.rules.geometry;
             let what = slot_name(&geometry, index);
             self.report.step_of(
@@ -394,8 +433,26 @@ impl<'a> Entries<'a> {
     pub(super) fn cut_off(&mut self, length: u64, bytes: u64) {
         let defect = Defect::LeakedSpace { bytes };
         let what = format!("cut {bytes} bytes off the end of the file, at {}", hex(length));
-        let why = "they belong to nothing; unused space further inside is given back by compacting";
+        let why = "they are zeros and belong to nothing; unused space further inside is given back by compacting";
         self.report.step(&defect, what, why);
+    }
+
+    /// A block lies where the log does, and may not be given another place: whatever is logged would be written
+    /// over it. `true` says so.
+    pub(super) fn log_is_taken(&mut self, log: LogPlace) -> bool {
+        let over = |clash: &&Clash| {
+            let place = clash.raw.file_offset();
+            place < log.end() && log.offset < place.saturating_add(clash.length)
+        };
+        let Some(Clash { index, raw, .. }) = self.clashes.iter().find(over) else { return false };
+        let why = "it lies where the log does, and gets no other place as long as the file must not grow: what a \
+                   repair changes goes through the log, over the block; so nothing at all is changed";
+        let what = slot_name(&self.rules.geometry, *index);
+        let (at, file_offset, with) =
+            (self.rules.at(*index), raw.file_offset(), "the log".to_owned());
+        let defect = Defect::BlockOverlap { at, what, file_offset, with };
+        self.report.needs(&defect, Word::AllowDataLoss, why);
+        true
     }
 
     /// The file must not grow: what would make it grow is left.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
-use crate::defect::Defect;
+use crate::defect::{Defect, Severity};
 use crate::findings::Findings;
 use crate::format::header::LOG_VERSION;
 use crate::format::identifier::SIGNATURE;
@@ -18,7 +18,7 @@ use crate::view::headers::HeaderPair;
 use crate::{Error, Result};
 
 use super::report::{Report, hex};
-use super::{RepairOptions, Word};
+use super::{RepairOptions, Word, orphan};
 
 /// The file as it is once identifier, headers and log are in order, and what has to be done for that.
 pub(super) struct Ground {
@@ -58,6 +58,12 @@ pub(super) fn read(
         Some(headers) => headers,
         None => return Ok(None),
     };
+    if let Some(orphan) = orphan::find(file, &headers, &findings)? {
+        report.beyond(&orphan, orphan::WHY);
+        if orphan.severity() == Severity::Error {
+            return Ok(None);
+        }
+    }
     let log = Log::read_pending(&scratch, &headers)?;
     let mut ground = Ground {
         storage: Arc::clone(file),

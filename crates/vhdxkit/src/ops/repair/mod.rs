@@ -31,7 +31,9 @@
 //!    retired. A crash leaves a file to be replayed.
 //! 4. A new log, where there is none, and a header that names it.
 //! 5. Everything that goes where nothing refers to yet: the file's new end, copies of blocks, a larger table.
-//!    A crash leaves space that belongs to nothing. When this fails, for want of room, the file gets its length
+//!    A crash leaves space that belongs to nothing. (A block behind the old end that is given up lies in the file
+//!    from now on, until its entry is dropped: nothing else is put where it would show, so it reads as zeros already.)
+//!    When this fails, for want of room, the file gets its length
 //!    back. (A block that overlaps the log shows other bytes from the next step on: they were the log's before.)
 //! 6. Metadata, through the log like everything else that changes tables: region tables in one entry, pages of the
 //!    block table in entries of at most 14 pages, each of which leaves the file better than the one before. Each
@@ -40,11 +42,13 @@
 //!    knows that the repair was completed.
 //!
 //! So a crash at any point leaves the file as it was, or partly mended, and a second repair completes it. The undo
-//! file restores it from any of these states.
+//! file restores it from any of these states. There is one exception: a header that is torn while it names the log
+//! looks like one that was lost later (`orphan`), and then a second repair refuses; the undo file, or `recover`, helps.
 
 mod draft;
 mod entries;
 mod ground;
+pub(crate) mod orphan;
 mod report;
 pub(crate) mod shifted;
 mod tables;

@@ -1,5 +1,6 @@
 //! Region tables, metadata and the block table's region; and from everything found, what is to be done.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use zerocopy::IntoBytes;
@@ -196,7 +197,8 @@ fn search_shifted(
                     &defect,
                     format!("{}: move its entries back by one", place_of(&defect)),
                     "moved back, every entry is one that QEMU writes and nothing overlaps; as it is, neither \
-                     holds",
+                     holds. What the guest sees changes: each block shows its own contents again, and the \
+                     disk gets a new DataWriteGuid",
                 );
             }
             Ok(Some(pages))
@@ -237,6 +239,12 @@ fn assemble(
     let mut wants = wants;
     let mut new_log = ground.new_log;
     if entries.held_back {
+        let logs = !entries.is_unchanged() || wants.region_tables || wants.flags.is_some();
+        if let Some(log) = ground.headers.log_place().filter(|_| logs)
+            && entries.log_is_taken(log)
+        {
+            return Ok(None);
+        }
         entries.hold_back();
         if wants.move_bat || wants.extend_to > length || new_log {
             return Ok(None);
@@ -248,7 +256,7 @@ fn assemble(
     end = mib_ceil(end).ok_or_else(too_long)?;
     let mut copies = Vec::new();
     let bat = match wants.move_bat {
-        true => Some(place_bat(parts, entries.rules.geometry, &mut end, &mut copies)?),
+        true => Some(place_bat(parts, &entries, &mut end, &mut copies)?),
         false => None,
     };
     end = entries.move_clashes(end, &mut copies)?;
@@ -258,7 +266,8 @@ fn assemble(
     new_log |= logs && ground.headers.log_place().is_none() && !ground.headers.is_dirty();
     let new_log = match new_log {
         true => {
-            let place = LogPlace { offset: end, length: 1 << 20 };
+            let offset = entries.clear_of_lost(end, MIB);
+            let place = LogPlace { offset, length: 1 << 20 };
             end = place.end();
             Some(place)
         }
@@ -269,11 +278,12 @@ fn assemble(
     }
     let grows = bat.is_some() || !copies.is_empty() || extend_to > length || new_log.is_some();
     let highest = if grows { end } else { entries.highest };
-    let cut_to = if grows { None } else { cut(storage, &mut entries, before, length)? };
-    let lost = entries.lost_anything();
+    let alone = !grows && !logs && !ground.has_work() && entries.report.steps.is_empty();
+    let cut_to = if alone { cut(storage, &mut entries, before, length)? } else { None };
+    let shows_else = entries.lost_anything() || entries.moved_back;
     let (tables, others, direct) = pages(storage, parts, &wants, bat, entries)?;
     let actions = Actions {
-        new_identity: lost || ground.log_lost,
+        new_identity: shows_else || ground.log_lost,
         identifier: ground.identifier,
         discard: ground.discard,
         replay: ground.replay,
@@ -299,26 +309,29 @@ fn too_long() -> Error {
 /// A larger region for the block table, and the copy that fills it.
 fn place_bat(
     parts: &ImageParts,
-    geometry: Geometry,
+    entries: &Entries<'_>,
     end: &mut u64,
     copies: &mut Vec<Copy>,
 ) -> Result<Region> {
     let old = parts.regions.bat();
-    let new = Region { offset: *end, length: region_length(geometry.bat_bytes())?, ..old };
+    let length = region_length(entries.rules.geometry.bat_bytes())?;
+    let offset = entries.clear_of_lost(*end, u64::from(length));
+    let new = Region { offset, length, ..old };
     copies.push(Copy { from: old.offset, to: new.offset, length: u64::from(old.length) });
     *end = new.end();
     Ok(new)
 }
 
-/// Where free space at the end of the file can be cut off: only where nothing is wrong that could make it worth
-/// a look, and where keeping it for an undo costs little.
+/// Where free space at the end of the file can be cut off: only of a file with which nothing else is wrong, and
+/// only what holds nothing. Bytes that belong to nothing may be a block whose entry was lost, or what an earlier
+/// repair could not keep in its place.
 fn cut(
     storage: &Arc<dyn Storage>,
     entries: &mut Entries<'_>,
     before: &Findings,
     length: u64,
 ) -> Result<Option<u64>> {
-    if before.list().iter().any(|defect| defect.severity() == Severity::Error) {
+    if before.list().iter().any(|defect| defect.severity() > Severity::Info) {
         return Ok(None);
     }
     let geometry = entries.rules.geometry;
@@ -327,21 +340,40 @@ fn cut(
         let unplaced = entries.unplaced.saturating_mul(u64::from(geometry.block_size()));
         least = least.saturating_add(unplaced);
     }
-    if length.saturating_sub(least) < MIB {
+    let bytes = length.saturating_sub(least);
+    if bytes < MIB {
         return Ok(None);
     }
-    let mut data = 0u64;
-    for run in DataRuns::new(&**storage, least..length) {
-        let run = run.map_err(|e| Error::io("cannot map the file's holes", least, e))?;
-        if run.data {
-            data = data.saturating_add(run.range.end.saturating_sub(run.range.start));
-        }
-        if data > MAX_CUT_KEPT {
-            return Ok(None);
+    if !holds_nothing(&**storage, least..length)? {
+        let why = "at the end of the file they are not empty, so a repair keeps them; `vhdx compact` gives it back";
+        entries.report.beyond(&Defect::LeakedSpace { bytes }, why);
+        return Ok(None);
+    }
+    entries.cut_off(least, bytes);
+    Ok(Some(least))
+}
+
+/// Whether a range of the file is holes and zeros; no more zeros than an undo file may have to keep.
+fn holds_nothing(storage: &dyn Storage, range: Range<u64>) -> Result<bool> {
+    let mut buf = vec![0; 1 << 20];
+    let mut zeros = 0u64;
+    for run in DataRuns::new(storage, range.clone()) {
+        let run = run.map_err(|e| Error::io("cannot map the file's holes", range.start, e))?;
+        let mut at = run.range.start;
+        while run.data && at < run.range.end {
+            let left = usize::try_from(run.range.end.saturating_sub(at)).unwrap_or(usize::MAX);
+            let room = left.min(buf.len());
+            let Some(part) = buf.get_mut(..room) else { break };
+            storage.read_zero_filled(at, part)?;
+            let read = u64::try_from(room).unwrap_or(u64::MAX);
+            zeros = zeros.saturating_add(read);
+            if part.iter().any(|byte| *byte != 0) || zeros > MAX_CUT_KEPT {
+                return Ok(false);
+            }
+            at = at.saturating_add(read);
         }
     }
-    entries.cut_off(least, length.saturating_sub(least));
-    Ok(Some(least))
+    Ok(true)
 }
 
 type Split = (Vec<super::draft::Page>, Vec<super::draft::Page>, Vec<super::draft::Page>);
