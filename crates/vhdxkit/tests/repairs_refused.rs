@@ -288,7 +288,7 @@ fn a_block_that_lies_over_the_log_is_not_written_over_by_what_is_logged() {
     bytes[MIB as usize..2 * MIB as usize].fill(b'G');
     put_u64(&mut bytes, bat + 8 * 9, MIB | 6);
     put_u64(&mut bytes, bat + 8 * 13, (900 * MIB) | 6);
-    put_u64(&mut bytes, bat + 8 * 7, (900 * MIB) | 2);
+    put_u64(&mut bytes, bat + 8 * 7, 5);
     let file = Arc::new(MemoryStorage::new(bytes.clone()));
     let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
     assert!(thought.is_empty(), "{thought:?}");
