@@ -221,6 +221,10 @@ fn lost(valid: &u64, torn: &u64) -> String {
 fn orphaned(entries: &u64, certain: bool) -> String {
     match certain {
         true => format!("the log's newest session ({entries} entries) would change the file"),
+        false if *entries == 1 => {
+            "the log holds one entry that is not in place, as a crash in its first flush leaves it"
+                .to_owned()
+        }
         false => {
             format!("some of the log's {entries} entries are not in place, though they may be old")
         }
@@ -266,7 +270,7 @@ defects! {
         "the log holds changes that are not in place yet (sequence {first} to {last}, entries: {entries}); reading applies them in memory";
     UnreachableEntries { at: u64, head: u64, first: u64, last: u64 } => "W-LOGGAP", Warning, "log", Some(*at), OnYourWord("--allow-data-loss", "replay what can be replayed and give up the newer entries"),
         "entries {first} to {last} are whole and newer than what is replayed (up to {head}), but one before them is damaged: what they hold would be lost by a replay in the file";
-    LogOrphan { at: u64, entries: u64, certain: bool } => "W-LOGORPHAN", if *certain { Error } else { Warning }, "log", Some(*at), Elsewhere("`vhdx recover` uses them"),
+    LogOrphan { at: u64, entries: u64, certain: bool } => "W-LOGORPHAN", if *certain { Error } else { Info }, "log", Some(*at), Elsewhere("`vhdx recover` uses them"),
         "one header copy is damaged, the other names no log, and {what}: the lost header may have named a log whose newest entries are not in place", what = orphaned(entries, *certain);
     TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), Nothing,
         "entry {sequence} does not count: {fault}";

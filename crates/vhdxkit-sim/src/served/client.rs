@@ -186,10 +186,22 @@ impl Session<'_> {
     }
 }
 
+/// Whether every byte is that of one of several writes.
+fn is_mixed_of(at: u64, bytes: &[u8], allowed: &[u64]) -> bool {
+    let stamps: Vec<_> = allowed.iter().map(|version| stamp(at, *version)).collect();
+    let known = |(number, byte): (usize, &u8)| stamps.iter().any(|stamp| stamp[number] == *byte);
+    allowed.len() > 1 && bytes.iter().enumerate().all(known)
+}
+
 fn judge_read(unit: u64, data: &[u8], allowed: &[Vec<u64>]) -> Result<(), String> {
     for (number, (bytes, allowed)) in data.chunks(SECTOR as usize).zip(allowed).enumerate() {
         let at = unit + number as u64 * SECTOR;
-        let found = version_of(at, bytes).map_err(|what| format!("a read of {at:#x}: {what}"))?;
+        let found = match version_of(at, bytes) {
+            Ok(found) => found,
+            // The system copies into its cache without a lock: who reads beside a write may see both.
+            Err(_) if is_mixed_of(at, bytes, allowed) => continue,
+            Err(what) => return Err(format!("a read of {at:#x}: {what}")),
+        };
         if !allowed.contains(&found) {
             return Err(format!("a read of {at:#x} shows {found}; allowed are {allowed:?}"));
         }

@@ -66,7 +66,10 @@ fn of_session(file: &Arc<dyn Storage>, place: LogPlace, guid: Guid) -> Result<Op
     };
     let replayed = log.replay_regardless(Arc::clone(file))?;
     let is_open = differs(file, &replayed, &log, &ours)?;
-    Ok(is_open.then(|| orphan(place, active.entries().len(), true)))
+    // A session's second entry is written only when the header that names its log is stable. Of a first one
+    // nobody was promised anything before that: a crash that tears the header leaves this, too.
+    let entries = active.entries().len();
+    Ok(is_open.then(|| orphan(place, entries, entries > 1)))
 }
 
 /// Whether something that the entries write is otherwise in the file: against the file replayed, or, where
