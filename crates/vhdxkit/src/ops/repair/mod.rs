@@ -17,7 +17,7 @@
 //!
 //! # The undo file
 //! Before a byte of the image changes, the old contents of every page that will change are made durable in a file
-//! beside it ([`undo`]). What changes is known exactly: it is what the layer holds.
+//! beside it (`undo`). What changes is known exactly: it is what the layer holds.
 //!
 //! # The order of writes
 //! Each step rests on the ones before being durable; a sync stands between them.
