@@ -208,3 +208,24 @@ fn judge_read(unit: u64, data: &[u8], allowed: &[Vec<u64>]) -> Result<(), String
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Beside a write under way both may show. What excuses that must excuse nothing else.
+    #[test]
+    fn a_read_may_show_a_mixture_of_writes_under_way_and_of_nothing_else() {
+        let at = 7 * SECTOR;
+        let mixed = |one: &[u8], other: &[u8]| [&one[..200], &other[200..]].concat();
+        let (old, new, zeros) = (stamp(at, 3), stamp(at, 4), stamp(at, 0));
+        let judged = |bytes: &[u8], allowed: &[u64]| is_mixed_of(at, bytes, allowed);
+        assert!(judged(&mixed(&old, &new), &[3, 4]));
+        assert!(judged(&mixed(&old, &zeros), &[3, 0]));
+        // A write that is not among them, nothing under way, another sector's bytes, the host's.
+        assert!(!judged(&mixed(&old, &stamp(at, 9)), &[3, 4]));
+        assert!(!judged(&mixed(&old, &new), &[4]));
+        assert!(!judged(&mixed(&old, &stamp(at + SECTOR, 4)), &[3, 4]));
+        assert!(!judged(&mixed(&old, &crate::model::foreign()), &[3, 4]));
+    }
+}
