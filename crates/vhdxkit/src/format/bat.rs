@@ -1,5 +1,8 @@
 //! Entries of the block allocation table (MS-VHDX 2.5.1).
 
+use super::limits::MAX_FILE_OFFSET;
+use super::{LOG_SECTOR_LEN, MIB};
+
 /// Bytes of a BAT entry.
 pub const ENTRY_LENGTH: u64 = 8;
 /// BAT entries in a 4 KiB page.
@@ -110,6 +113,51 @@ impl PayloadState {
             Self::PartiallyPresent => "partially_present",
         }
     }
+}
+
+/// A page of the table, as the log holds it.
+pub(crate) type Page = [u8; LOG_SECTOR_LEN];
+
+/// The entries of a page of the table.
+pub(crate) fn entries(page: &Page) -> impl Iterator<Item = RawEntry> + '_ {
+    let (raws, _) = page.as_chunks::<8>();
+    raws.iter().map(|raw| RawEntry(u64::from_le_bytes(*raw)))
+}
+
+/// Whether an entry is one that the format allows.
+pub(crate) fn is_well_formed(raw: RawEntry) -> bool {
+    let place = raw.file_offset();
+    raw.reserved() == 0
+        && place < MAX_FILE_OFFSET
+        && match PayloadState::from_raw(raw.state()) {
+            Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent) => place >= MIB,
+            Some(_) => true,
+            None => false,
+        }
+}
+
+/// Whether an entry names a place.
+pub(crate) fn is_present(raw: RawEntry) -> bool {
+    let state = PayloadState::from_raw(raw.state());
+    matches!(state, Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent))
+}
+
+/// Whether a page is one of a table that names at least one block: all of its entries are well formed, and no
+/// place is named twice.
+pub(crate) fn names_blocks(page: &Page) -> bool {
+    let mut places = Vec::new();
+    for raw in entries(page).filter(|raw| raw.0 != 0) {
+        if !is_well_formed(raw) {
+            return false;
+        }
+        if is_present(raw) {
+            places.push(raw.file_offset());
+        }
+    }
+    let named = places.len();
+    places.sort_unstable();
+    places.dedup();
+    named > 0 && places.len() == named
 }
 
 /// Stored value of a sector bitmap entry whose block is present (MS-VHDX 2.5.1.2).

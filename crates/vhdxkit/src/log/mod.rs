@@ -6,8 +6,8 @@
 //! belong to an earlier session, or were torn by a crash.
 //!
 //! Modules: `encode` lays out entries, `ring` reads across the wrap, `entry` judges one entry,
-//! `scan` finds all of them and the active sequence, `replay` carries it out, `writer` appends entries,
-//! `headers` writes the header pair.
+//! `scan` finds all of them and the active sequence, `replay` carries it out, `sessions` tells whose they are,
+//! `writer` appends entries, `headers` writes the header pair.
 
 mod encode;
 mod entry;
@@ -15,6 +15,7 @@ mod headers;
 mod replay;
 mod ring;
 mod scan;
+mod sessions;
 mod writer;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use replay::{ReplayReport, Update};
 pub use scan::ActiveSequence;
 
 pub(crate) use headers::{HeaderWriter, sync};
+pub(crate) use sessions::{Session, newest_by_place, sessions};
 pub(crate) use writer::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
 
 use ring::Ring;

@@ -8,13 +8,7 @@
 //! oldest. So **an image from the newest session, of which every later entry is there, is what the sector was
 //! last**. An image from an earlier session may be out of date, since entries of a session between may be gone.
 //!
-//! # Which session is the newest
-//! The last header names the one that is open. Without it the ring itself tells, because writers begin a session
-//! at the start of the ring, over what was there: **the session that lies at the ring's first sector is the newest,
-//! and what lies behind it is what is left of earlier ones.** QEMU is an exception that makes a session of each
-//! entry and goes on behind the last one: so entries that are sessions of their own are followed from the start, as
-//! long as the next one touches the last, carries the next number, and drops no block that an earlier one had
-//! in the table. A ring whose first sector belongs to no whole entry tells nothing.
+//! Which session is the newest, [`crate::log`]'s `sessions` tell.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,7 +17,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::format::limits::MAX_SALVAGED_SECTORS;
 use crate::format::{Guid, LOG_SECTOR_LEN};
-use crate::log::{Log, LogEntry, Update};
+use crate::log::{Log, Session, Update, newest_by_place, sessions};
 use crate::storage::{Storage, StorageExt};
 use crate::view::headers::LogPlace;
 
@@ -45,16 +39,6 @@ pub(super) enum Order {
     Inferred,
     /// It is not.
     Unknown,
-}
-
-/// What a session of the log left in the ring.
-#[derive(Debug, Clone)]
-struct Session {
-    guid: Guid,
-    /// The first number from which on every entry up to the last is there.
-    sound_from: u64,
-    lowest_offset: u32,
-    entries: Vec<LogEntry>,
 }
 
 /// A sector as a session last wrote it.
@@ -318,27 +302,6 @@ impl History {
     }
 }
 
-fn sessions(log: &Log) -> Vec<Session> {
-    let mut by_guid: BTreeMap<Guid, Vec<LogEntry>> = BTreeMap::new();
-    for entry in log.entries().iter().filter(|entry| entry.fault.is_none()) {
-        by_guid.entry(entry.info.log_guid).or_default().push(entry.clone());
-    }
-    let session = |(guid, mut entries): (Guid, Vec<LogEntry>)| {
-        entries.sort_by_key(|entry| entry.info.sequence);
-        let last = entries.last()?.info.sequence;
-        let mut sound_from = last;
-        for entry in entries.iter().rev().skip(1) {
-            if entry.info.sequence.checked_add(1) != Some(sound_from) {
-                break;
-            }
-            sound_from = entry.info.sequence;
-        }
-        let lowest_offset = entries.iter().map(|entry| entry.info.log_offset).min()?;
-        Some(Session { guid, sound_from, lowest_offset, entries })
-    };
-    by_guid.into_iter().filter_map(session).collect()
-}
-
 /// The session that has to be taken for the last one.
 fn newest(
     storage: &dyn Storage,
@@ -355,71 +318,6 @@ fn newest(
             return Ok(Some((named, Order::Named)));
         }
     }
-    newest_by_place(storage, log, sessions)
-}
-
-/// The session that lies newest in the ring, which no header names.
-pub(crate) fn newest_in_ring(storage: &dyn Storage, log: &Log) -> Result<Option<Guid>> {
-    Ok(newest_by_place(storage, log, &sessions(log))?.map(|(guid, _)| guid))
-}
-
-fn newest_by_place(
-    storage: &dyn Storage,
-    log: &Log,
-    sessions: &[Session],
-) -> Result<Option<(Guid, Order)>> {
-    let whole: Vec<&LogEntry> =
-        log.entries().iter().filter(|entry| entry.fault.is_none()).collect();
-    let (Some((first, rest)), Some(place)) = (whole.split_first(), log.place()) else {
-        return Ok(None);
-    };
-    let wraps =
-        |entry: &&&LogEntry| entry.info.log_offset.saturating_add(entry.info.length) > place.length;
-    if first.info.log_offset != 0 && !whole.iter().any(|entry| wraps(&entry)) {
-        return Ok(None);
-    }
-    if let [only] = sessions {
-        return Ok(Some((only.guid, Order::Only)));
-    }
-    let stands_alone = |entry: &LogEntry| {
-        let session = sessions.iter().find(|session| session.guid == entry.info.log_guid);
-        session.is_some_and(|session| session.entries.len() == 1)
-    };
-    let mut last = *first;
-    let mut seen = Tables::default();
-    seen.add(storage, log, last)?;
-    for next in rest {
-        let touches = last.info.log_offset.saturating_add(last.info.length) == next.info.log_offset;
-        let follows = last.info.sequence.checked_add(1) == Some(next.info.sequence);
-        let same = last.info.log_guid == next.info.log_guid;
-        let alone = stands_alone(last) && stands_alone(next);
-        if !touches || !follows || !(same || (alone && seen.add(storage, log, next)?)) {
-            break;
-        }
-        last = next;
-    }
-    Ok(Some((last.info.log_guid, Order::Inferred)))
-}
-
-/// Pages of the table as entries have left them.
-#[derive(Default)]
-struct Tables(BTreeMap<u64, Box<Page>>);
-
-impl Tables {
-    /// Takes an entry's pages. `false` when one of them drops a block that was there.
-    fn add(&mut self, storage: &dyn Storage, log: &Log, entry: &LogEntry) -> Result<bool> {
-        let mut grows = true;
-        log.updates(storage, entry, |update| {
-            if let Update::Data { file_offset, sector } = update
-                && looks::names_blocks(sector)
-                && self.0.len() < MAX_SALVAGED_SECTORS
-                && let Some(old) = self.0.insert(file_offset, Box::new(*sector))
-            {
-                let mut pairs = looks::entries(&old).zip(looks::entries(sector));
-                grows &= pairs.all(|(old, new)| old == new || !looks::is_present(old));
-            }
-            Ok(())
-        })?;
-        Ok(grows)
-    }
+    let order = if sessions.len() == 1 { Order::Only } else { Order::Inferred };
+    Ok(newest_by_place(storage, log, sessions)?.map(|guid| (guid, order)))
 }

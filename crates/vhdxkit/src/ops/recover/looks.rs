@@ -11,7 +11,7 @@
 
 use zerocopy::FromBytes;
 
-use crate::format::bat::{PayloadState, RawEntry};
+pub(super) use crate::format::bat::{Page, entries, is_present, is_well_formed, names_blocks};
 use crate::format::limits::{MAX_FILE_OFFSET, MAX_LOG_LENGTH, MAX_METADATA_ITEMS};
 use crate::format::metadata::{self, FILE_PARAMETERS, TableHeader};
 use crate::format::{LOG_SECTOR_LEN, MIB, log, mib_floor};
@@ -25,9 +25,6 @@ const MOST: usize = 64;
 /// How much of a file is searched sector by sector for a log whose first sector is no entry, and for a table
 /// whose first page names no block.
 const SEARCHED: u64 = 256 << 20;
-
-/// A page of 4 KiB.
-pub(super) type Page = [u8; LOG_SECTOR_LEN];
 
 /// What the mebibytes of a file look like.
 #[derive(Debug, Default)]
@@ -143,48 +140,6 @@ pub(super) fn is_metadata(page: &Page) -> bool {
             .chunks_exact(32)
             .take(usize::from(count))
             .any(|entry| entry.starts_with(&FILE_PARAMETERS.to_bytes()))
-}
-
-/// The entries of a page of the table.
-pub(super) fn entries(page: &Page) -> impl Iterator<Item = RawEntry> + '_ {
-    let (raws, _) = page.as_chunks::<8>();
-    raws.iter().map(|raw| RawEntry(u64::from_le_bytes(*raw)))
-}
-
-/// Whether an entry is one that the format allows.
-pub(super) fn is_well_formed(raw: RawEntry) -> bool {
-    let place = raw.file_offset();
-    raw.reserved() == 0
-        && place < MAX_FILE_OFFSET
-        && match PayloadState::from_raw(raw.state()) {
-            Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent) => place >= MIB,
-            Some(_) => true,
-            None => false,
-        }
-}
-
-/// Whether an entry names a place.
-pub(super) fn is_present(raw: RawEntry) -> bool {
-    let state = PayloadState::from_raw(raw.state());
-    matches!(state, Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent))
-}
-
-/// Whether a page is one of a table that names at least one block: all of its entries are well formed, and no
-/// place is named twice.
-pub(super) fn names_blocks(page: &Page) -> bool {
-    let mut places = Vec::new();
-    for raw in entries(page).filter(|raw| raw.0 != 0) {
-        if !is_well_formed(raw) {
-            return false;
-        }
-        if is_present(raw) {
-            places.push(raw.file_offset());
-        }
-    }
-    let named = places.len();
-    places.sort_unstable();
-    places.dedup();
-    named > 0 && places.len() == named
 }
 
 fn is_well_formed_page(page: &Page) -> bool {

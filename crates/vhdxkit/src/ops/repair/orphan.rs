@@ -12,8 +12,7 @@ use crate::Result;
 use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::{Guid, LOG_SECTOR};
-use crate::log::{Log, LogEntry, Update};
-use crate::ops::recover::history::newest_in_ring;
+use crate::log::{Log, LogEntry, Update, newest_by_place, sessions};
 use crate::storage::{Storage, StorageExt};
 use crate::view::headers::{HeaderPair, LogPlace};
 
@@ -42,7 +41,7 @@ pub(crate) fn find(
     let ring = Log::at(&**file, place, Guid::ZERO)?;
     let whole: Vec<&LogEntry> =
         ring.entries().iter().filter(|entry| entry.fault.is_none()).collect();
-    match newest_in_ring(&**file, &ring)? {
+    match newest_by_place(&**file, &ring, &sessions(&ring))? {
         Some(guid) => of_session(file, place, guid),
         None if differs(file, file, &ring, &whole)? => Ok(Some(orphan(place, whole.len(), false))),
         None => Ok(None),

@@ -1,0 +1,115 @@
+//! Sessions of writers, as the ring shows them: which entries are of one session, and which session is the newest.
+//!
+//! The last header names the session that is open. Without it the ring itself tells, because writers begin a
+//! session at the start of the ring, over what was there: **the session that lies at the ring's first sector is the
+//! newest, and what lies behind it is what is left of earlier ones.** QEMU is an exception that makes a session of
+//! each entry and goes on behind the last one: so entries that are sessions of their own are followed from the
+//! start, as long as the next one touches the last, carries the next number, and drops no block that an earlier one
+//! had in the table. A ring whose first sector belongs to no whole entry tells nothing.
+
+use std::collections::BTreeMap;
+
+use crate::Result;
+use crate::format::Guid;
+use crate::format::bat::{self, Page};
+use crate::format::limits::MAX_SALVAGED_SECTORS;
+use crate::storage::Storage;
+
+use super::{Log, LogEntry, Update};
+
+/// What a session of the log left in the ring.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    /// The LogGuid of its entries.
+    pub(crate) guid: Guid,
+    /// The first number from which on every entry up to the last is there.
+    pub(crate) sound_from: u64,
+    /// Where in the ring the first of them lies.
+    pub(crate) lowest_offset: u32,
+    /// In the order of their numbers.
+    pub(crate) entries: Vec<LogEntry>,
+}
+
+/// What each session left, in no order.
+pub(crate) fn sessions(log: &Log) -> Vec<Session> {
+    let mut by_guid: BTreeMap<Guid, Vec<LogEntry>> = BTreeMap::new();
+    for entry in log.entries().iter().filter(|entry| entry.fault.is_none()) {
+        by_guid.entry(entry.info.log_guid).or_default().push(entry.clone());
+    }
+    let session = |(guid, mut entries): (Guid, Vec<LogEntry>)| {
+        entries.sort_by_key(|entry| entry.info.sequence);
+        let last = entries.last()?.info.sequence;
+        let mut sound_from = last;
+        for entry in entries.iter().rev().skip(1) {
+            if entry.info.sequence.checked_add(1) != Some(sound_from) {
+                break;
+            }
+            sound_from = entry.info.sequence;
+        }
+        let lowest_offset = entries.iter().map(|entry| entry.info.log_offset).min()?;
+        Some(Session { guid, sound_from, lowest_offset, entries })
+    };
+    by_guid.into_iter().filter_map(session).collect()
+}
+
+/// The session that lies newest in the ring, whatever a header names; `None` where the ring does not tell.
+pub(crate) fn newest_by_place(
+    storage: &dyn Storage,
+    log: &Log,
+    sessions: &[Session],
+) -> Result<Option<Guid>> {
+    let whole: Vec<&LogEntry> =
+        log.entries().iter().filter(|entry| entry.fault.is_none()).collect();
+    let (Some((first, rest)), Some(place)) = (whole.split_first(), log.place()) else {
+        return Ok(None);
+    };
+    let wraps =
+        |entry: &&&LogEntry| entry.info.log_offset.saturating_add(entry.info.length) > place.length;
+    if first.info.log_offset != 0 && !whole.iter().any(|entry| wraps(&entry)) {
+        return Ok(None);
+    }
+    if let [only] = sessions {
+        return Ok(Some(only.guid));
+    }
+    let stands_alone = |entry: &LogEntry| {
+        let session = sessions.iter().find(|session| session.guid == entry.info.log_guid);
+        session.is_some_and(|session| session.entries.len() == 1)
+    };
+    let mut last = *first;
+    let mut seen = Tables::default();
+    seen.add(storage, log, last)?;
+    for next in rest {
+        let touches = last.info.log_offset.saturating_add(last.info.length) == next.info.log_offset;
+        let follows = last.info.sequence.checked_add(1) == Some(next.info.sequence);
+        let same = last.info.log_guid == next.info.log_guid;
+        let alone = stands_alone(last) && stands_alone(next);
+        if !touches || !follows || !(same || (alone && seen.add(storage, log, next)?)) {
+            break;
+        }
+        last = next;
+    }
+    Ok(Some(last.info.log_guid))
+}
+
+/// Pages of the table as entries have left them.
+#[derive(Default)]
+struct Tables(BTreeMap<u64, Box<Page>>);
+
+impl Tables {
+    /// Takes an entry's pages. `false` when one of them drops a block that was there.
+    fn add(&mut self, storage: &dyn Storage, log: &Log, entry: &LogEntry) -> Result<bool> {
+        let mut grows = true;
+        log.updates(storage, entry, |update| {
+            if let Update::Data { file_offset, sector } = update
+                && bat::names_blocks(sector)
+                && self.0.len() < MAX_SALVAGED_SECTORS
+                && let Some(old) = self.0.insert(file_offset, Box::new(*sector))
+            {
+                let mut pairs = bat::entries(&old).zip(bat::entries(sector));
+                grows &= pairs.all(|(old, new)| old == new || !bat::is_present(old));
+            }
+            Ok(())
+        })?;
+        Ok(grows)
+    }
+}
