@@ -167,10 +167,17 @@ fn no_repair_throws_bytes_at_the_end_of_the_file_away() {
     }
 }
 
-/// The file with one header copy damaged.
+/// The file with one header copy damaged, whose fields can still be read.
 fn with_damaged_header(bytes: &[u8], copy: usize) -> Arc<MemoryStorage> {
     let mut bytes = bytes.to_vec();
     bytes[0x1_0100 + copy * 0x1_0000] ^= 1;
+    Arc::new(MemoryStorage::new(bytes))
+}
+
+/// The file with one header copy of which nothing is left.
+fn with_lost_header(bytes: &[u8], copy: usize) -> Arc<MemoryStorage> {
+    let (mut bytes, at) = (bytes.to_vec(), 0x1_0000 + copy * 0x1_0000);
+    bytes[at..at + 4096].fill(0xEE);
     Arc::new(MemoryStorage::new(bytes))
 }
 
@@ -196,16 +203,9 @@ fn open_session() -> Vec<u8> {
 fn a_log_that_only_the_damaged_header_named_is_not_written_over() {
     let mut bytes = open_session();
     put_u64(&mut bytes, sound().layout().bat_offset + 8 * 12, (900 * MIB) | 2);
-    let file = with_damaged_header(&bytes, 1);
-    let before = file.to_vec();
-    assert_eq!(orphans(&file), [Severity::Error]);
-    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
-    assert!(thought.is_empty(), "{thought:?}");
-    let left = thought.left().iter().find(|left| left.code == "W-LOGORPHAN").unwrap();
-    assert!(left.why.contains("vhdx recover"), "{left:?}");
-    thought.carry_out(&*file, &mut ()).unwrap();
-    assert!(file.to_vec() == before);
-    vhdxkit::OpenOptions::new().open_storage(file).unwrap();
+    for file in [with_damaged_header(&bytes, 1), with_lost_header(&bytes, 1)] {
+        refuses_to_write_over_the_log(&file);
+    }
     // With the other copy damaged the log is named, and replayed.
     let file = with_damaged_header(&bytes, 0);
     assert!(orphans(&file).is_empty());
@@ -213,12 +213,69 @@ fn a_log_that_only_the_damaged_header_named_is_not_written_over() {
     assert!(check(file, &mut ()).unwrap().list().is_empty());
 }
 
+fn refuses_to_write_over_the_log(file: &Arc<MemoryStorage>) {
+    let before = file.to_vec();
+    assert_eq!(orphans(file), [Severity::Error]);
+    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    assert!(thought.is_empty(), "{thought:?}");
+    let left = thought.left().iter().find(|left| left.code == "W-LOGORPHAN").unwrap();
+    assert!(left.why.contains("vhdx recover"), "{left:?}");
+    thought.carry_out(&**file, &mut ()).unwrap();
+    // Who opens it for writing would write over it just the same; who reads is told.
+    let error = OpenOptions::new().write(true).open_storage(file.clone()).unwrap_err();
+    assert_eq!(error.defect().map(vhdxkit::defect::Defect::code), Some("W-LOGORPHAN"), "{error}");
+    let image = OpenOptions::new().open_storage(file.clone()).unwrap();
+    assert!(image.findings().list().iter().any(|found| found.code() == "W-LOGORPHAN"));
+    assert!(file.to_vec() == before);
+}
+
+/// A damaged copy that can still be read, and names no log or is the older one, has taken no log with it, whatever
+/// the ring holds; one whose number fits to nothing is not believed.
+#[test]
+fn what_is_left_of_a_header_tells_whether_it_named_a_log() {
+    let bytes = open_session();
+    let number = |copy: usize| 0x1_0008 + copy * 0x1_0000;
+    let newest = u64::from_le_bytes(bytes[number(1)..number(1) + 8].try_into().unwrap());
+    for (sequence, names_a_log, found) in [
+        (newest, true, &[Severity::Error][..]),
+        (newest, false, &[]),
+        (newest - 2, true, &[]),
+        (newest + 40, false, &[Severity::Error]),
+    ] {
+        let mut bytes = bytes.clone();
+        put_u64(&mut bytes, number(1) as u64, sequence);
+        if !names_a_log {
+            bytes[0x2_0030..0x2_0040].fill(0);
+        }
+        let file = with_damaged_header(&bytes, 1);
+        assert_eq!(orphans(&file), found, "{sequence} beside {newest}, log {names_a_log}");
+    }
+}
+
+/// A log that was retired before space was given back holds what that space was; nobody uses it any more.
+#[test]
+fn what_a_retired_log_holds_of_free_space_is_no_orphan() {
+    let session = sound().session(1);
+    let entry = |block| LogEntry::new().allocate(block, Contents::Pattern(0x99));
+    let beyond = LogEntry::new().data(60 * MIB, &[0x77; 4096]);
+    let image = sound().dirty(session).log_entry(entry(9)).log_entry(beyond);
+    let file = MemoryStorage::new(image.build_vec());
+    vhdxkit::log::replay_in_place(&file).unwrap().unwrap();
+    let mut bytes = file.to_vec();
+    let at = 60 * MIB as usize;
+    assert!(bytes[at..at + 4096] == [0x77; 4096], "a replay writes it");
+    bytes[at..at + 4096].fill(0);
+    for copy in 0..2 {
+        assert!(orphans(&with_lost_header(&bytes, copy)).is_empty(), "copy {copy}");
+    }
+}
+
 /// Where nothing tells which entries are the newest, it is said, and that is all.
 #[test]
 fn entries_that_may_be_old_are_only_told_of() {
     let mut bytes = open_session();
     bytes[MIB as usize] ^= 1;
-    let file = with_damaged_header(&bytes, 1);
+    let file = with_lost_header(&bytes, 1);
     assert_eq!(orphans(&file), [Severity::Info]);
     let thought = plan(file, &RepairOptions::default(), &mut ()).unwrap();
     assert_eq!(thought.codes(), ["V3"], "{thought:?}");
@@ -228,12 +285,14 @@ fn entries_that_may_be_old_are_only_told_of() {
 fn heals_either_header(bytes: &[u8], what: &str) {
     assert!(!HeaderPair::inspect(&MemoryStorage::new(bytes.to_vec())).unwrap().is_dirty());
     for copy in 0..2 {
-        let file = with_damaged_header(bytes, copy);
-        assert!(orphans(&file).is_empty(), "{what}, copy {copy}");
-        let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
-        assert!(thought.codes().contains(&"V3"), "{what}, copy {copy}: {thought:?}");
-        thought.carry_out(&*file, &mut ()).unwrap();
-        assert!(!check(file, &mut ()).unwrap().list().iter().any(|found| found.code() == "V3"));
+        for file in [with_damaged_header(bytes, copy), with_lost_header(bytes, copy)] {
+            assert!(orphans(&file).is_empty(), "{what}, copy {copy}");
+            let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+            assert!(thought.codes().contains(&"V3"), "{what}, copy {copy}: {thought:?}");
+            thought.carry_out(&*file, &mut ()).unwrap();
+            let left = check(file, &mut ()).unwrap();
+            assert!(!left.list().iter().any(|found| found.code() == "V3"), "{what}, copy {copy}");
+        }
     }
 }
 

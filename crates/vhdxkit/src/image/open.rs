@@ -19,8 +19,8 @@ use crate::view::metadata::MetadataTable;
 use crate::view::regions::{RegionMap, judge_inside};
 use crate::{Result, map};
 
-use super::Image;
 use super::write::Writer;
+use super::{Image, orphan};
 
 /// What to do about a log that cannot be replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,10 @@ impl Recovered {
             Err(error) => return Err(error),
         };
         note_dirty(&log, findings)?;
+        // Reading goes on, with a word about it: what is there is there.
+        orphan::find(&file, &headers, findings)?
+            .into_iter()
+            .for_each(|defect| findings.note(defect));
         let file_size = file.length()?;
         Ok(Self { storage, file_size, headers, log })
     }
@@ -78,6 +82,10 @@ impl Recovered {
         // without having been told to.
         if let Some(defect) = log.unreachable_entries() {
             return Err(defect.into());
+        }
+        // What is logged next would be written over the entries: a strict reading ends here.
+        if let Some(defect) = orphan::find(&file, &headers, findings)? {
+            findings.report(defect)?;
         }
         let (headers, replayed) = log.replay_into_file(&*file, headers, guids)?;
         if replayed.is_none() {

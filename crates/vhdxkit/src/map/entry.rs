@@ -189,4 +189,13 @@ impl EntryRules {
         );
         (owns && raw.file_offset() != 0).then(|| raw.file_offset())
     }
+
+    /// The file space that the entry at an index of the table takes, and its length.
+    pub(crate) fn owner_of(&self, index: u64, raw: RawEntry) -> (Option<u64>, u64) {
+        match self.geometry.slot(index) {
+            BatSlot::Payload(_) => (self.owned(raw), u64::from(self.geometry.block_size())),
+            BatSlot::Bitmap(chunk) => (self.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK),
+            BatSlot::Padding => (None, 0),
+        }
+    }
 }

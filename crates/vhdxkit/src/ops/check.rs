@@ -19,7 +19,6 @@ use crate::{ErrorKind, Image, Result};
 
 use super::doubt::{Doubt, PageJudge};
 use super::progress::{Progress, advance};
-use super::repair::orphan;
 use super::repair::shifted::{Search, Shifted};
 
 /// Checks the file at `path`. Nothing is changed. Progress counts bytes of the BAT.
@@ -133,9 +132,6 @@ fn check_all(
 ) -> Result<()> {
     let recovered = Recovered::read(file, DirtyLog::MayBeInvalid, findings)?;
     check_log(&recovered, findings)?;
-    if let Some(defect) = orphan::find(&recovered.storage, &recovered.headers, findings)? {
-        findings.report(defect)?;
-    }
     let length = recovered.file_size;
     if length % MIB != 0 {
         findings.report(Defect::FileSizeUneven { length })?;
@@ -341,7 +337,7 @@ fn report_clashes(
         .collect();
     walk(storage, rules.bat_offset, entries, &mut |stretch| {
         for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
-            let (place, length) = owner_of(&rules, index, raw);
+            let (place, length) = rules.owner_of(index, raw);
             let Some(place) = place else { continue };
             let next = places.partition_point(|range| range.end <= place);
             let shared =
@@ -368,18 +364,6 @@ fn report_clashes(
     }
     findings.count_more("V30", *more);
     Ok(())
-}
-
-fn owner_of(
-    rules: &EntryRules,
-    index: u64,
-    raw: crate::format::bat::RawEntry,
-) -> (Option<u64>, u64) {
-    match rules.geometry.slot(index) {
-        BatSlot::Payload(_) => (rules.owned(raw), u64::from(rules.geometry.block_size())),
-        BatSlot::Bitmap(chunk) => (rules.bitmap(chunk, raw).ok().flatten(), SECTOR_BITMAP_BLOCK),
-        BatSlot::Padding => (None, 0),
-    }
 }
 
 pub(super) fn slot_name(geometry: &Geometry, index: u64) -> String {

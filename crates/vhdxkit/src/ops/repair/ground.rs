@@ -12,13 +12,17 @@ use crate::findings::Findings;
 use crate::format::header::LOG_VERSION;
 use crate::format::identifier::SIGNATURE;
 use crate::format::{Guid, HEADER_OFFSETS, HEADER_SECTION_LENGTH};
+use crate::image::find_orphan;
 use crate::log::{Log, LogState};
 use crate::storage::{Overlay, Storage, StorageExt};
 use crate::view::headers::HeaderPair;
 use crate::{Error, Result};
 
 use super::report::{Report, hex};
-use super::{RepairOptions, Word, orphan};
+use super::{RepairOptions, Word};
+
+const WHY_NOT_OVER_AN_ORPHAN: &str = "the lost header may have named a log whose newest entries are not in place, and \
+                                      what a repair logs is written over them; `vhdx recover` uses them";
 
 /// The file as it is once identifier, headers and log are in order, and what has to be done for that.
 pub(super) struct Ground {
@@ -58,8 +62,8 @@ pub(super) fn read(
         Some(headers) => headers,
         None => return Ok(None),
     };
-    if let Some(orphan) = orphan::find(file, &headers, &findings)? {
-        report.beyond(&orphan, orphan::WHY);
+    if let Some(orphan) = find_orphan(file, &headers, &findings)? {
+        report.beyond(&orphan, WHY_NOT_OVER_AN_ORPHAN);
         if orphan.severity() == Severity::Error {
             return Ok(None);
         }

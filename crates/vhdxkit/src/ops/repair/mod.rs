@@ -42,13 +42,11 @@
 //!    knows that the repair was completed.
 //!
 //! So a crash at any point leaves the file as it was, or partly mended, and a second repair completes it. The undo
-//! file restores it from any of these states. There is one exception: a header that is torn while it names the log
-//! looks like one that was lost later (`orphan`), and then a second repair refuses; the undo file, or `recover`, helps.
+//! file restores it from any of these states.
 
 mod draft;
 mod entries;
 mod ground;
-pub(crate) mod orphan;
 mod report;
 pub(crate) mod shifted;
 mod tables;
