@@ -9,6 +9,8 @@ use vhdxkit::{Error, ErrorKind};
 pub(crate) mod exit {
     /// Something failed; the reason is on stderr.
     pub(crate) const FAILED: u8 = 1;
+    /// What was typed makes no sense, whatever the files hold.
+    pub(crate) const USAGE: u8 = 2;
     /// `check` found problems, `compare` differences, `recover` losses.
     pub(crate) const FOUND: u8 = 3;
     /// The image is locked by another process.
@@ -29,6 +31,34 @@ impl std::fmt::Display for NoParent {
 
 impl std::error::Error for NoParent {}
 
+/// What was typed makes no sense, whatever the files hold: its exit code is the one that a wrong option has.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Ends a function with [`Usage`].
+macro_rules! wrong_usage {
+    ($($text:tt)*) => {
+        return Err($crate::failure::Usage(format!($($text)*)).into())
+    };
+}
+pub(crate) use wrong_usage;
+
+/// Options that the library refuses before any file counts: wrong usage, too.
+pub(crate) fn by_options(error: Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::InvalidInput => Usage(error.to_string()).into(),
+        _ => error.into(),
+    }
+}
+
 /// Prints the failure and gives its exit code.
 pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
     if is_closed_pipe(error) {
@@ -38,13 +68,17 @@ pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
     for cause in error.chain().skip(1) {
         eprintln!("  because: {cause}");
     }
-    eprintln!("  not touched: {untouched}");
+    let usage = error.chain().any(|cause| cause.is::<Usage>());
+    if !usage {
+        eprintln!("  not touched: {untouched}");
+    }
     let library = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     if let Some(advice) = library.and_then(Error::advice) {
         eprintln!("  what to do: {advice}");
     }
     let no_parent = error.chain().any(|cause| cause.is::<NoParent>());
     ExitCode::from(match library.map(Error::kind) {
+        _ if usage => exit::USAGE,
         _ if no_parent => exit::PARENT,
         Some(ErrorKind::Locked) => exit::LOCKED,
         Some(ErrorKind::ParentNeeded | ErrorKind::Parent) => exit::PARENT,

@@ -304,11 +304,34 @@ fn an_image_with_an_invalid_log_is_read_only_on_the_users_word() {
     assert_eq!(read(&["read", "--without-log", &crashed]), read(&["read", &crashed]));
 }
 
+/// A script that tells wrong usage (2) from a disk that failed (1) must be able to rely on it, whoever finds the
+/// mistake: the parser, or the command that puts two options together. The files are never looked at.
 #[test]
 fn wrong_usage_exits_with_2() {
-    for arguments in [&["frobnicate"][..], &["info"], &["read", "x", "--offset", "1.5Q"]] {
-        vhdx(arguments).fails_with(2);
+    let dir = Workdir::new();
+    let image = dir.copy("clean.vhdx");
+    let before = dir.fingerprint(&image);
+    for arguments in [
+        &["frobnicate"][..],
+        &["info"],
+        &["read", "x", "--offset", "1.5Q"],
+        &["resize", &image, "mini"],
+        &["resize", &image, "--", "-5Q"],
+        &["compact", &image, "--ignore-parent-id"],
+        &["create", &dir.path("new.vhdx"), "1G", "--block-size", "3M"],
+        &["create", &dir.path("new.vhd"), "1G", "--log-size", "1M"],
+        &["convert", &image, &dir.path("new.unknown")],
+        &["convert", &image, "-", "--to", "vhdx"],
+        &["measure", &image, "--to", "raw", "--fixed"],
+        &["map", "--html", "-", &image],
+    ] {
+        let text = vhdx(arguments).fails_with(2);
+        assert!(!text.contains("not touched"), "{arguments:?}: {text}");
     }
+    let text = vhdx(&["resize", &image, "mini"]).fails_with(2);
+    assert!(text.contains("'mini'") && text.contains("+20G") && text.contains("min"), "{text}");
+    assert_eq!(dir.fingerprint(&image), before);
+    assert_eq!(dir.names(), ["clean.vhdx"]);
 }
 
 #[test]

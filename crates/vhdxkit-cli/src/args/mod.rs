@@ -25,7 +25,7 @@ pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_a
 pub(crate) use checking::CheckArgs;
 pub(crate) use logging::{ExtractArgs, LogCommand, ReplayArgs};
 pub(crate) use making::{
-    ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
+    ConvertArgs, CreateArgs, MeasureArgs, NewSize, ResizeArgs, TargetFormat, WriteArgs,
 };
 pub(crate) use mapping::MapArgs;
 #[cfg(target_os = "linux")]

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use vhdxkit::format::Guid;
 use vhdxkit::ops::Progress;
@@ -17,6 +17,7 @@ use super::ls;
 use super::write::warn_of_change_tracking;
 use crate::args::{CompactArgs, FreeSpaceName};
 use crate::console::{Bar, count, print_json, size, stop_on_signal};
+use crate::failure::wrong_usage;
 
 pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let path = &args.image;
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         .free_space(args.free_space == FreeSpaceName::Auto)
         .assume_clean(args.assume_clean);
     if args.parents.ignore_parent_id && !args.dry_run {
-        bail!(
+        wrong_usage!(
             "{name}: with a parent that may be another disk, what equals it must not go; `vhdx relink` tells the \
              child its true parent first"
         );

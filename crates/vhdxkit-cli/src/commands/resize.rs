@@ -10,7 +10,7 @@ use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
 use super::write::warn_of_change_tracking;
-use crate::args::{ResizeArgs, parse_size};
+use crate::args::{NewSize, ResizeArgs};
 use crate::console::{print_json, size};
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
@@ -56,27 +56,22 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
 /// The size to be, unless it is none or cuts a partition.
 fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
     let old = image.virtual_size();
-    let new = wanted(&args.size, image)?;
+    let new = wanted(args.size, image)?;
     if new < old && !args.force {
         require_whole_partitions(image, new)?;
     }
     Ok(new)
 }
 
-fn wanted(text: &str, image: &Image) -> anyhow::Result<u64> {
+fn wanted(wish: NewSize, image: &Image) -> anyhow::Result<u64> {
     let old = image.virtual_size();
-    let parse = |text: &str| parse_size(text).map_err(|e| anyhow!(e));
-    if text == "min" {
-        return Ok(smallest_size(image, &mut ())?);
-    }
-    let size = if let Some(more) = text.strip_prefix('+') {
-        old.checked_add(parse(more)?)
-    } else if let Some(less) = text.strip_prefix('-') {
-        old.checked_sub(parse(less)?)
-    } else {
-        Some(parse(text)?)
+    let (size, sign, difference) = match wish {
+        NewSize::Smallest => return Ok(smallest_size(image, &mut ())?),
+        NewSize::To(size) => return Ok(size),
+        NewSize::More(more) => (old.checked_add(more), '+', more),
+        NewSize::Less(less) => (old.checked_sub(less), '-', less),
     };
-    size.ok_or_else(|| anyhow!("{text} from {old} bytes leaves no size"))
+    size.ok_or_else(|| anyhow!("{sign}{difference} from {old} bytes leaves no size"))
 }
 
 fn require_whole_partitions(image: &Image, new: u64) -> anyhow::Result<()> {
