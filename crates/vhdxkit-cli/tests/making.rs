@@ -171,6 +171,53 @@ fn the_smallest_size_keeps_every_byte_and_every_partition() {
     vhdx(&["check", &image]).succeeds();
 }
 
+/// Nearly every disk of today has a GPT, with a second copy in its last sectors: "holds data" and "has that size
+/// already" left people with no way to make one smaller. What is printed is typed here, and the table is whole again.
+#[test]
+fn a_disk_with_a_gpt_becomes_smaller_by_what_is_printed() {
+    if Command::new("sgdisk").arg("-V").output().is_err() {
+        eprintln!("skipped: sgdisk is not installed");
+        return;
+    }
+    let dir = Workdir::new();
+    let (raw, image) = (dir.path("gpt.raw"), dir.path("gpt.vhdx"));
+    std::fs::File::create(&raw).unwrap().set_len(100 * MIB).unwrap();
+    let sgdisk = |arguments: &[&str]| {
+        let output = Command::new("sgdisk").args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        text
+    };
+    sgdisk(&["-n", "1:2048:+40M", &raw]);
+    vhdx(&["convert", &raw, &image, "--block-size", "1M"]).succeeds();
+    let other = dir.path("other.vhdx");
+    std::fs::copy(&image, &other).unwrap();
+    let least = 42 * MIB;
+    let command = format!("vhdx resize --force {image} {least}");
+    let told = vhdx(&["resize", &image, "min"]).succeeds();
+    assert!(told.contains("has that size already") && told.contains(&command), "{told}");
+    let refused = vhdx(&["resize", &image, "--", "-70M"]).fails_with(1);
+    assert!(refused.contains("partition of the disk reaches"), "{refused}");
+    let refused = vhdx(&["resize", &image, "41M"]).fails_with(1);
+    assert!(refused.contains(&command), "{refused}");
+    let refused = vhdx(&["resize", &image, "--", "-5M"]).fails_with(1);
+    let wish = format!("vhdx resize --force {image} {}", 95 * MIB);
+    assert!(refused.contains(&wish) && refused.contains("sgdisk -e"), "{refused}");
+
+    let told = vhdx(&["resize", "--force", &image, &least.to_string()]).succeeds();
+    assert!(told.contains("cut off") && told.contains("sgdisk -e"), "{told}");
+    std::fs::remove_file(&raw).unwrap();
+    vhdx(&["convert", &image, &raw]).succeeds();
+    sgdisk(&["-e", &raw]);
+    let verdict = sgdisk(&["-v", &raw]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+
+    // What else lies there is not cut off by anybody's advice.
+    write(&other, "63M", &[7; 512]);
+    let told = vhdx(&["resize", &other, "min"]).succeeds();
+    assert!(!told.contains("--force"), "{told}");
+}
+
 #[test]
 fn raw_and_vhdx_convert_into_each_other() {
     let dir = Workdir::new();

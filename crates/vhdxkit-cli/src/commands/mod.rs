@@ -32,6 +32,7 @@ mod recover;
 mod relink;
 mod repair;
 mod resize;
+mod second_gpt;
 #[cfg(target_os = "linux")]
 mod serve;
 mod set;

@@ -9,6 +9,8 @@ use vhdxkit::ops::smallest::smallest_size;
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
+use super::check::quoted;
+use super::second_gpt::SecondGpt;
 use super::write::warn_of_change_tracking;
 use crate::args::{NewSize, ResizeArgs};
 use crate::console::{print_json, size};
@@ -20,6 +22,7 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let mut image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
     let old = image.virtual_size();
     let new = judge(&image, args).with_context(failed)?;
+    let second_gpt = SecondGpt::in_the_way(&image).with_context(failed)?;
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
@@ -50,6 +53,16 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
             writeln!(out, "  enlarge the partition and its file system inside the guest")?;
         }
     }
+    match second_gpt {
+        Some(second) if new < second.end => writeln!(
+            out,
+            "  the second copy of its GPT was cut off: `sgdisk -e DEVICE` in the guest makes a new one"
+        )?,
+        Some(second) if args.size == NewSize::Smallest => {
+            writeln!(out, "  {}", way_around(args, second.least))?;
+        }
+        _ => {}
+    }
     Ok(())
 }
 
@@ -59,6 +72,9 @@ fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
     let new = wanted(args.size, image)?;
     if new < old && !args.force {
         require_whole_partitions(image, new)?;
+        if let Some(second) = SecondGpt::in_the_way(image)?.filter(|second| new < second.end) {
+            bail!("{}", way_around(args, new.max(second.least)));
+        }
     }
     Ok(new)
 }
@@ -72,6 +88,15 @@ fn wanted(wish: NewSize, image: &Image) -> anyhow::Result<u64> {
         NewSize::Less(less) => (old.checked_sub(less), '-', less),
     };
     size.ok_or_else(|| anyhow!("{sign}{difference} from {old} bytes leaves no size"))
+}
+
+/// How to make a disk smaller that has nothing at its end but the second copy of its GPT.
+fn way_around(args: &ResizeArgs, size: u64) -> String {
+    format!(
+        "the second copy of its GPT lies at the end of the disk, behind nothing but zeros: `vhdx resize --force {} \
+         {size}` cuts it off and keeps every partition; then `sgdisk -e DEVICE` in the guest makes a new one",
+        quoted(&args.image)
+    )
 }
 
 fn require_whole_partitions(image: &Image, new: u64) -> anyhow::Result<()> {
