@@ -341,6 +341,9 @@ fn help_begins_with_examples_and_generated_pages_exist() {
         let help = vhdx(command).succeeds();
         assert!(help.starts_with("Examples:"), "{help}");
     }
+    let resize = vhdx(&["resize", "--help"]).succeeds();
+    let size = resize.split("Arguments:").nth(1).and_then(|rest| rest.split("Options:").next());
+    assert!(size.expect("arguments").contains("`min`"), "{resize}");
     vhdx(&["man", &dir.path("share/man")]).succeeds();
     let pages = std::fs::read_dir(dir.path("share/man")).unwrap();
     let names: Vec<_> = pages.map(|page| page.unwrap().file_name()).collect();

@@ -152,7 +152,7 @@ pub(crate) struct WriteArgs {
 pub(crate) struct ResizeArgs {
     /// The VHDX file. It will be changed.
     pub(crate) image: PathBuf,
-    /// `100G`, or a difference: `+20G`, `-5G` (after `--`).
+    /// `100G`; or a difference: `+20G`, `-5G` (after `--`); or `min`, as small as what it holds allows.
     #[arg(allow_hyphen_values = true, value_parser = parse_new_size)]
     pub(crate) size: NewSize,
     /// Cut off data and partitions.
