@@ -82,6 +82,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(&args, context),
         #[cfg(target_os = "linux")]
         Command::Serve(args) => serve::run(&args, context),
+        #[cfg(target_os = "linux")]
         Command::Mount(args) => mount::run(&args, context),
         #[cfg(target_os = "linux")]
         Command::Unmount(args) => unmount::run(&args, context).map(done),
