@@ -1,5 +1,6 @@
 //! Failures as people read them: what, where, what was not touched, what to do. And as exit codes.
 
+use std::borrow::Cow;
 use std::io;
 use std::process::ExitCode;
 
@@ -59,8 +60,42 @@ pub(crate) fn by_options(error: Error) -> anyhow::Error {
     }
 }
 
+/// The target of a command is in use: no way of reading helps.
+#[derive(Debug)]
+pub(crate) struct TargetInUse(pub(crate) String);
+
+impl std::fmt::Display for TargetInUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a command says of its failures.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Said {
+    /// What it has certainly not touched.
+    pub(crate) untouched: &'static str,
+    /// By which options it reads what another process has open.
+    pub(crate) to_share: Option<&'static str>,
+}
+
+/// What a person can do next. The library does not know which options a command has.
+fn advice(error: &anyhow::Error, library: &Error, said: Said) -> Option<Cow<'static, str>> {
+    if library.kind() != ErrorKind::Locked {
+        return library.advice();
+    }
+    let readable = said.to_share.filter(|_| error.downcast_ref::<TargetInUse>().is_none());
+    Some(match readable {
+        Some(options) => format!(
+            "stop that program; {options} reads it all the same (what is read may be half-changed)"
+        )
+        .into(),
+        None => "stop that program, then run this again".into(),
+    })
+}
+
 /// Prints the failure and gives its exit code.
-pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error, said: Said) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::from(exit::FAILED);
     }
@@ -70,10 +105,10 @@ pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
     }
     let usage = error.chain().any(|cause| cause.is::<Usage>());
     if !usage {
-        eprintln!("  not touched: {untouched}");
+        eprintln!("  not touched: {}", said.untouched);
     }
     let library = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
-    if let Some(advice) = library.and_then(Error::advice) {
+    if let Some(advice) = library.and_then(|library| advice(error, library, said)) {
         eprintln!("  what to do: {advice}");
     }
     let no_parent = error.chain().any(|cause| cause.is::<NoParent>());
