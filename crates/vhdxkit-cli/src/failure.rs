@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhdxkit::{Error, ErrorKind};
 
@@ -70,11 +71,25 @@ impl std::fmt::Display for TargetInUse {
     }
 }
 
+static BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// From now on files are changed.
+pub(crate) fn begin() {
+    BEGUN.store(true, Ordering::Relaxed);
+}
+
+/// Whether a command that tells has begun to change files.
+pub(crate) fn has_begun() -> bool {
+    BEGUN.load(Ordering::Relaxed)
+}
+
 /// What a command says of its failures.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Said {
     /// What it has certainly not touched.
     pub(crate) untouched: &'static str,
+    /// The same as long as it has not begun to change files, if it tells when it does.
+    pub(crate) before: Option<&'static str>,
     /// By which options it reads what another process has open.
     pub(crate) to_share: Option<&'static str>,
 }
@@ -105,7 +120,10 @@ pub(crate) fn report(error: &anyhow::Error, said: Said) -> ExitCode {
     }
     let usage = error.chain().any(|cause| cause.is::<Usage>());
     if !usage {
-        eprintln!("  not touched: {}", said.untouched);
+        eprintln!(
+            "  not touched: {}",
+            said.before.filter(|_| !has_begun()).unwrap_or(said.untouched)
+        );
     }
     let library = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     if let Some(advice) = library.and_then(|library| advice(error, library, said)) {

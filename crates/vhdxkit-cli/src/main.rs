@@ -17,7 +17,11 @@ use failure::Said;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     console::start_logging();
-    let said = Said { untouched: cli.command.untouched(), to_share: cli.command.to_share() };
+    let said = Said {
+        untouched: cli.command.untouched(),
+        before: cli.command.untouched_before(),
+        to_share: cli.command.to_share(),
+    };
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => failure::report(&error, said),

@@ -277,6 +277,61 @@ fn failures_say_what_where_and_what_was_not_touched() {
     vhdx(&["read", &dir.copy("crashed.vhdx"), "--offset", "1T"]).fails_with(1);
 }
 
+/// "The disk is whole, and compacting again goes on" about a file that is not even there frightens people, and "an
+/// undo file restores it" sends them looking for one. As long as nothing has begun, that is what is said.
+#[test]
+fn what_has_not_begun_is_not_said_to_be_half_done() {
+    let dir = Workdir::new();
+    let missing = dir.path("not-there.vhdx");
+    for command in [
+        &["compact", &missing][..],
+        &["compact", "-n", &missing],
+        &["resize", &missing, "1G"],
+        &["write", &missing],
+        &["log", "replay", &missing],
+        &["check", &missing, "--repair"],
+        &["recover", &missing],
+        &["recover", &missing, "--to", &dir.path("new.vhdx"), "--orphans", &dir.path("o")],
+    ] {
+        let text = vhdx(command).fails_with(1);
+        let untouched = text.lines().find(|line| line.contains("not touched")).expect(&text);
+        assert!(untouched.contains("; nothing was"), "{command:?}: {text}");
+        for word in ["again", "undo", "unfinished", "old size"] {
+            assert!(!untouched.contains(word), "{command:?}: {text}");
+        }
+    }
+    // Nothing was to be changed by a check, so it need not say so; of a repair one wants to know.
+    let letter = dir.path("letter");
+    std::fs::write(&letter, "hello").unwrap();
+    let text = vhdx(&["check", &letter]).exits_with(3);
+    assert!(!text.contains("nothing was changed"), "{text}");
+    let text = vhdx(&["check", &letter, "--repair"]).exits_with(3);
+    assert!(text.contains("nothing was changed"), "{text}");
+}
+
+/// An image whose log is replayed on the way has changed, though there was nothing to do otherwise.
+#[test]
+fn a_log_that_was_replayed_is_not_called_no_change() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let before = std::fs::read(&image).unwrap();
+    let info = json(&vhdx(&["info", "--json", &image]).succeeds());
+    let size = info["virtual_size"].to_string();
+    let again = || std::fs::write(&image, &before).unwrap();
+    let text = vhdx(&["resize", &image, &size]).succeeds();
+    assert!(text.contains("only its log was replayed"), "{text}");
+    assert!(std::fs::read(&image).unwrap() != before);
+    let text = vhdx(&["resize", &image, &size]).succeeds();
+    assert!(text.contains("the file was not changed"), "{text}");
+    again();
+    let told = json(&vhdx(&["resize", "--json", &image, &size]).succeeds());
+    assert_eq!(told["changed"], true, "{told}");
+    // A disk that has been compacted gives nothing back, and has nothing to replay.
+    vhdx(&["compact", &image]).succeeds();
+    let told = json(&vhdx(&["compact", "--json", &image]).succeeds());
+    assert_eq!(told["changed"], false, "{told}");
+}
+
 /// A log that cannot be replayed: reading takes the user's word, and says so.
 #[test]
 fn an_image_with_an_invalid_log_is_read_only_on_the_users_word() {

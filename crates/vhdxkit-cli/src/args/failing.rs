@@ -6,10 +6,11 @@ impl Command {
     /// What a failure of this command has certainly not touched.
     pub(crate) fn untouched(&self) -> &'static str {
         match self {
-            Self::Log(LogCommand::Replay(_)) => {
-                "the guest's data; if the file was changed at all, replaying again completes it"
-            }
+            Self::Log(LogCommand::Replay(_)) => "the guest's data; replaying again completes it",
             Self::Convert(_) => "the image; no unfinished copy was left behind",
+            Self::Recover(args) if args.orphans.is_some() => {
+                "the damaged file; no unfinished image was left behind, but the newest file of --orphans may be one"
+            }
             Self::Recover(_) => "the damaged file; no unfinished image was left behind",
             Self::Create(_) => "any file; no unfinished image was left behind",
             Self::Write(_) => {
@@ -18,16 +19,18 @@ impl Command {
             Self::Compact(_) => {
                 "what the guest has stored; the disk is whole, and compacting again goes on"
             }
-            Self::Resize(_) => "the guest's data; the disk has its old size or the new one",
+            Self::Resize(_) => "what both sizes keep; the disk has its old size or the new one",
             Self::Merge(_) => {
                 "what the child shows: it finds its parent, and merging again goes on where this stopped"
             }
             Self::Check(args) if args.mend.undo.is_some() => {
                 "any other file; if the image was changed at all, the same command goes on where this stopped"
             }
+            Self::Check(args) if args.mend.no_undo => {
+                "anything that was not named; repairing again completes it"
+            }
             Self::Check(args) if args.mend.repair && !args.mend.dry_run => {
-                "anything that was not named; if the image was changed at all, repairing again completes it, and \
-                 its undo file restores it"
+                "anything that was not named; repairing again completes it, and its undo file restores it"
             }
             Self::Relink(_) | Self::Set(_) => "the guest's data",
             #[cfg(target_os = "linux")]
@@ -38,6 +41,20 @@ impl Command {
             }
             Self::Completions { .. } | Self::Man { .. } => "any image",
             _ => "the image; nothing was written",
+        }
+    }
+
+    /// The same as long as the command has not begun to change files; `None` where it does not tell when it does.
+    pub(crate) fn untouched_before(&self) -> Option<&'static str> {
+        match self {
+            Self::Check(args) if args.mend.undo.is_some() => None,
+            Self::Log(LogCommand::Replay(_))
+            | Self::Write(_)
+            | Self::Resize(_)
+            | Self::Compact(_)
+            | Self::Check(_) => Some("the image; nothing was changed"),
+            Self::Recover(_) => Some("the damaged file; nothing was written"),
+            _ => None,
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
     if !context.json
         && let Some(foreign) = foreign::recognise(&args.image.image)
     {
-        foreign.print(&mut io::stdout().lock(), &args.image.image)?;
+        foreign.print(&mut io::stdout().lock(), &args.image.image, args.mend.repair)?;
         return Ok(exit_code(true));
     }
     if args.mend.repair {

@@ -14,10 +14,10 @@ use vhdxkit::{ErrorKind, OpenOptions};
 use super::Context;
 use super::children::require_none_builds_on;
 use super::ls;
-use super::write::warn_of_change_tracking;
+use super::write::{is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
 use crate::console::{Bar, count, print_json, size, stop_on_signal};
-use crate::failure::wrong_usage;
+use crate::failure::{begin, has_begun, wrong_usage};
 
 pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let path = &args.image;
@@ -45,6 +45,11 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         }
         return require_no_children(path, identity, &plan, args.force).with_context(failed);
     }
+    // Looked at first: what cannot be opened is told before anything is changed.
+    let replays = is_replayed_to_write(&args.parents.over(OpenOptions::new()).open(path)?);
+    if replays {
+        begin();
+    }
     let image = args.parents.over(OpenOptions::new().write(true)).open(path)?;
     let identity = image.headers().current().data_write_guid;
     let tracking = warn_of_change_tracking(path);
@@ -66,20 +71,27 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         let stopped = error.kind() == ErrorKind::Cancelled;
         let error = anyhow::Error::new(error).context(failed());
         if stopped {
-            error.context("stopped; the same command goes on with the rest")
+            error.context(match has_begun() {
+                true => "stopped; the same command goes on with the rest",
+                false => "stopped before anything was changed",
+            })
         } else {
             error
         }
     })?;
     if context.json {
         let after = report.bytes_after;
-        return print_json(&as_json(&report.plan, report.bytes_before, Some(after), &tracking));
+        let mut answer = as_json(&report.plan, report.bytes_before, Some(after), &tracking);
+        answer["changed"] = json!(replays || report.plan.has_work());
+        return print_json(&answer);
     }
     let mut out = io::stdout().lock();
     let (before, after) = (report.bytes_before, report.bytes_after);
     match before.saturating_sub(after) {
         0 if !report.plan.has_work() => {
-            writeln!(out, "{name}: nothing to give back; the file was not changed")?;
+            let log =
+                if replays { "only its log was replayed" } else { "the file was not changed" };
+            writeln!(out, "{name}: nothing to give back; {log}")?;
         }
         0 => {
             let inside = size(report.plan.released_bytes());
@@ -117,6 +129,9 @@ impl Observer for Watch<'_> {
         if let Err(refusal) = self.judge(plan) {
             self.refused = Some(refusal);
             return ControlFlow::Break(());
+        }
+        if plan.has_work() {
+            begin();
         }
         let work = plan.released_bytes().saturating_add(plan.to_move);
         self.bar = Bar::new("giving back", work, self.context.quiet);
@@ -158,7 +173,7 @@ fn tally_json(tally: Tally) -> Value {
 
 fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) -> Value {
     json!({
-        "changed": after.is_some() && plan.has_work(),
+        "changed": false,
         "dry_run": after.is_none(),
         "bytes_before": before,
         "bytes_after": after.unwrap_or(plan.file_size_after),

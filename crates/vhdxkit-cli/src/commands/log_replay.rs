@@ -11,6 +11,7 @@ use super::Context;
 use super::write::warn_of_change_tracking;
 use crate::args::ReplayArgs;
 use crate::console::{count, print_json, size};
+use crate::failure::begin;
 
 pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
     let path = args.image.display().to_string();
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
             "{finding}; replay a copy, or take a backup first (--force replays what can be replayed)"
         );
     }
+    begin();
     let report = pending.carry_out(&file).with_context(named)?;
     if context.json {
         let done = report.unwrap_or(ReplayReport {

@@ -18,7 +18,7 @@ use super::convert::same_file;
 use super::{Context, new_file};
 use crate::args::RecoverArgs;
 use crate::console::{Bar, count, print_json, size, stop_on_signal};
-use crate::failure::{NoParent, exit};
+use crate::failure::{NoParent, begin, exit};
 
 /// Runs of blocks that are printed for people, of each fate.
 const MOST_RUNS: usize = 12;
@@ -53,6 +53,7 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
         print_report(&args.image, report)?;
     }
     if let Some(folder) = args.orphans.as_deref().filter(|_| !args.dry_run) {
+        begin();
         extract_orphans(&salvage, folder, context)?;
     }
     let written = match to {
@@ -68,6 +69,7 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
             let total = report.geometry.map_or(0, |geometry| geometry.virtual_size());
             let mut bar = Bar::new("recovering", total, context.quiet);
             let parent = parent.map(|parent| (parent, &parent_options));
+            begin();
             let made = new_file::make(to, args.force, existing.as_ref(), |file| {
                 salvage.write(file, parent, &mut bar)
             });

@@ -18,6 +18,7 @@ use super::check::{
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
 use crate::console::{count, print_json, size, stop_on_signal, wrapped};
+use crate::failure::begin;
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     let path = &args.image.image;
@@ -95,6 +96,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
                 ),
                 None => "the repair stopped; the same command completes it".to_owned(),
             };
+            begin();
             repair.carry_out(&mut progress).with_context(told)?
         }
     };

@@ -11,14 +11,21 @@ use vhdxkit::{Image, OpenOptions, Shrink};
 use super::Context;
 use super::check::quoted;
 use super::second_gpt::SecondGpt;
-use super::write::warn_of_change_tracking;
+use super::write::{is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{NewSize, ResizeArgs};
 use crate::console::{print_json, size};
+use crate::failure::begin;
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot resize {}", args.image.display());
     // Looked at first: a size that cannot be does not even replay the log.
-    judge(&args.parents.over(OpenOptions::new()).open(&args.image)?, args).with_context(failed)?;
+    let image = args.parents.over(OpenOptions::new()).open(&args.image)?;
+    judge(&image, args).with_context(failed)?;
+    let replays = is_replayed_to_write(&image);
+    drop(image);
+    if replays {
+        begin();
+    }
     let mut image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
     let old = image.virtual_size();
     let new = judge(&image, args).with_context(failed)?;
@@ -26,6 +33,9 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
+    if new != old {
+        begin();
+    }
     let report = image.resize(new, shrink).with_context(failed);
     let closed = image.close();
     let report = report?;
@@ -34,7 +44,7 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let after = std::fs::metadata(&args.image)?.len();
     if context.json {
         return print_json(&json!({
-            "changed": report.size_before != report.size_after,
+            "changed": replays || report.size_before != report.size_after,
             "bytes_before": before,
             "bytes_after": after,
             "virtual_size_before": report.size_before,
@@ -46,7 +56,8 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let name = args.image.display();
     let mut out = io::stdout().lock();
     if report.size_before == report.size_after {
-        writeln!(out, "{name}: has that size already; the file was not changed")?;
+        let log = if replays { "only its log was replayed" } else { "the file was not changed" };
+        writeln!(out, "{name}: has that size already; {log}")?;
     } else {
         writeln!(out, "{name}: {} before, {} now", size(old), size(new))?;
         if new > old {
