@@ -247,6 +247,41 @@ fn an_entry_is_extracted_raw_or_as_the_sectors_it_writes() {
     vhdx(&["log", "extract", &image, "--entry", "424242"]).fails_with(1);
 }
 
+/// An entry was written over whatever had the name, in place: the image itself, a disk on which others build, one that
+/// a guest has open. It is a file like any other that is made here.
+#[test]
+fn an_extracted_entry_replaces_nothing_that_is_needed() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let log = json(&vhdx(&["log", "show", "--json", &image]).succeeds());
+    let sequence = log["active"]["last_sequence"].to_string();
+    let extract =
+        |out: &str| vhdx(&["log", "extract", &image, "--entry", &sequence, "--force", "-o", out]);
+    let [base, child, held] = ["base.vhdx", "child.avhdx", "held.vhdx"].map(|name| dir.path(name));
+    vhdx(&["create", &base, "8M"]).succeeds();
+    vhdx(&["create", &child, "--parent", &base]).succeeds();
+    std::fs::copy(&child, &held).unwrap();
+    let guest =
+        vhdxkit::storage::FileStorage::open(held.as_ref(), vhdxkit::storage::OpenMode::ReadWrite);
+    let guest = guest.unwrap();
+    for (out, status, why) in
+        [(&image, 1, "same file"), (&base, 1, "builds on"), (&held, 4, "in use")]
+    {
+        let before = dir.fingerprint(out);
+        let refused = extract(out).fails_with(status);
+        assert!(refused.contains(why), "{refused}");
+        assert!(dir.fingerprint(out) == before, "{out} was written to");
+    }
+    drop(guest);
+    // What is replaced is the name; whoever else has the old file keeps it.
+    let (old, out) = (dir.path("old.bin"), dir.path("entry.bin"));
+    std::fs::write(&old, "precious").unwrap();
+    std::fs::hard_link(&old, &out).unwrap();
+    extract(&out).succeeds();
+    assert_eq!(std::fs::read(&old).unwrap(), b"precious");
+    assert_eq!(&std::fs::read(&out).unwrap()[..4], b"loge");
+}
+
 #[test]
 fn every_structure_can_be_dumped() {
     let dir = Workdir::new();

@@ -7,6 +7,7 @@ impl Command {
     pub(crate) fn untouched(&self) -> &'static str {
         match self {
             Self::Log(LogCommand::Replay(_)) => "the guest's data; replaying again completes it",
+            Self::Log(LogCommand::Extract(_)) => "the image; no unfinished file was left behind",
             Self::Convert(_) => "the image; no unfinished copy was left behind",
             Self::Recover(args) if args.orphans.is_some() => {
                 "the damaged file; no unfinished image was left behind, but the newest file of --orphans may be one"
