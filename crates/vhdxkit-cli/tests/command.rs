@@ -79,7 +79,10 @@ fn writing_beside_change_tracking_files_warns() {
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains(&tracking));
     let report = json(&String::from_utf8(output.stdout).unwrap());
-    assert_eq!(report["change_tracking"], Value::Array(vec![tracking.into()]));
+    assert_eq!(report["change_tracking"], Value::Array(vec![tracking.clone().into()]));
+    // A dry run says the same of what would follow.
+    let dry = json(&vhdx(&["compact", "--json", "-n", &image]).succeeds());
+    assert_eq!(dry["change_tracking"], Value::Array(vec![tracking.into()]));
 }
 
 #[test]

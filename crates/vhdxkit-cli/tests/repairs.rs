@@ -223,6 +223,37 @@ fn neighbours_behind_the_end_are_one_line() {
     assert_eq!(told["doubtful_blocks"][0]["count"], 6);
 }
 
+/// A program that reads a dry run must not take a list that was cut for the whole, nor miss the blocks in doubt.
+#[test]
+fn a_dry_run_counts_what_it_does_not_list() {
+    let dir = Workdir::new();
+    let mut bytes = vhdxkit_testkit::faults::sound().build_vec();
+    let end = bytes.len() as u64;
+    for block in 6..12u64 {
+        let at = (3 << 20) + 8 * block as usize;
+        bytes[at..at + 8].copy_from_slice(&((end + (block << 20)) | 6).to_le_bytes());
+    }
+    // Reserved bits of more entries than are listed.
+    let image = dir.path("many.vhdx");
+    vhdx(&["create", &image, "256M", "--block-size", "1M"]).succeeds();
+    let mut many = std::fs::read(&image).unwrap();
+    for entry in 0..200 {
+        many[(3 << 20) + 8 * entry + 1] = 0x10;
+    }
+    std::fs::write(&image, &many).unwrap();
+    let disk = dir.path("disk.vhdx");
+    std::fs::write(&disk, &bytes).unwrap();
+    for image in [&image, &disk] {
+        let checked = json(&vhdx(&["check", "--json", image]).exits_with(3));
+        let dry = json(&vhdx(&["check", "--json", image, "--repair", "--dry-run"]).exits_with(3));
+        for member in ["result", "findings", "left_out", "doubtful_blocks"] {
+            assert_eq!(dry[member], checked[member], "{member}");
+        }
+        let expected = if image == &disk { 0 } else { 1 };
+        assert_eq!(dry["left_out"].as_object().unwrap().len(), expected, "{dry}");
+    }
+}
+
 /// What is no VHDX is called by its name, whatever its file is called, and nobody is told to repair it.
 #[test]
 fn a_file_of_another_kind_is_named() {

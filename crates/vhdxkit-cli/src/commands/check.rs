@@ -85,22 +85,29 @@ pub(super) fn finding_as_json(path: &Path, finding: &Defect) -> Value {
 
 /// The stable core of the answer, `repaired` having been mended.
 pub(super) fn as_json(images: &[CheckedImage], repaired: &[&str]) -> Value {
+    let images: Vec<_> = images.iter().map(|image| (&*image.path, &image.findings)).collect();
+    findings_as_json(&images, repaired)
+}
+
+/// The same of findings, child first.
+pub(super) fn findings_as_json(images: &[(&Path, &Findings)], repaired: &[&str]) -> Value {
     let mut list = Vec::new();
     let mut left_out = serde_json::Map::new();
-    for CheckedImage { path, findings, .. } in images {
+    for (path, findings) in images {
         list.extend(findings.list().iter().map(|finding| finding_as_json(path, finding)));
         for (code, rest) in findings.left_out() {
             let sum = left_out.get(code).and_then(Value::as_u64).unwrap_or(0) + rest as u64;
             left_out.insert(code.to_owned(), json!(sum));
         }
     }
-    let doubtful = images.first().map_or_else(Vec::new, |image| image.findings.doubtful_blocks());
+    let doubtful = images.first().map_or_else(Vec::new, |(_, found)| found.doubtful_blocks());
     let doubtful: Vec<Value> = doubtful
         .iter()
         .map(|run| json!({ "first": run.start, "count": run.end - run.start }))
         .collect();
+    let problems = images.iter().any(|(_, findings)| findings.has_problems());
     json!({
-        "result": if has_problems(images) { "problems" } else { "ok" },
+        "result": if problems { "problems" } else { "ok" },
         "findings": list,
         "left_out": left_out,
         "doubtful_blocks": doubtful,

@@ -14,7 +14,7 @@ use vhdxkit::{ErrorKind, OpenOptions};
 use super::Context;
 use super::children::require_none_builds_on;
 use super::ls;
-use super::write::{is_replayed_to_write, warn_of_change_tracking};
+use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
 use crate::console::{Bar, count, print_json, size, stop_on_signal};
 use crate::failure::{begin, has_begun, wrong_usage};
@@ -40,7 +40,10 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         drop(bar);
         let identity = image.headers().current().data_write_guid;
         match context.json {
-            true => print_json(&as_json(&plan, plan.file_size, None, &[]))?,
+            true => {
+                let tracking = change_tracking(path);
+                print_json(&as_json(&plan, plan.file_size, None, &tracking))?;
+            }
             false => print_plan(&mut io::stdout().lock(), &name, &plan)?,
         }
         return require_no_children(path, identity, &plan, args.force).with_context(failed);

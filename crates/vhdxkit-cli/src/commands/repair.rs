@@ -12,8 +12,8 @@ use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, plan_file, und
 
 use super::Context;
 use super::check::{
-    Outlook, as_json, bar, check, exit_code, finding_as_json, has_problems, number_of,
-    print_advice, print_findings, quoted,
+    Outlook, as_json, bar, check, exit_code, finding_as_json, findings_as_json, has_problems,
+    number_of, print_advice, print_findings, quoted,
 };
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
@@ -43,12 +43,7 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
 fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<ExitCode> {
     let problems = plan.before().has_problems();
     if context.json {
-        let mut answer = json!({
-            "result": if problems { "problems" } else { "ok" },
-            "findings": findings(path, plan),
-            "left_out": {},
-            "repaired": [],
-        });
+        let mut answer = findings_as_json(&[(path, plan.before())], &[]);
         add(&mut answer, path, plan, None, true);
         print_json(&answer)?;
         return Ok(exit_code(problems));

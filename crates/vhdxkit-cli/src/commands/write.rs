@@ -132,10 +132,14 @@ fn fill(from: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+/// The files beside an image by which its host knows what has changed.
+pub(crate) fn change_tracking(image: &Path) -> Vec<String> {
+    change_tracking_beside(image).iter().map(|p| p.display().to_string()).collect()
+}
+
 /// Names the files beside an image whose host will not see what is written here.
 pub(crate) fn warn_of_change_tracking(image: &Path) -> Vec<String> {
-    let tracking: Vec<String> =
-        change_tracking_beside(image).iter().map(|p| p.display().to_string()).collect();
+    let tracking = change_tracking(image);
     for file in &tracking {
         eprintln!(
             "warning: {file} tracks this image's changes for its host, which does not see this one: \
