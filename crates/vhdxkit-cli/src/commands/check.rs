@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
         let mut out = io::stdout().lock();
         for image in &images {
             print_findings(&mut out, &image.findings)?;
-            print_verdict(&mut out, image, args.image.open.force_share)?;
+            print_verdict(&mut out, image, args)?;
         }
     }
     Ok(exit_code(problems))
@@ -204,7 +204,7 @@ pub(super) fn number_of(findings: &Findings, severity: Severity) -> u64 {
 fn print_verdict(
     out: &mut impl Write,
     image: &CheckedImage,
-    force_share: bool,
+    args: &CheckArgs,
 ) -> anyhow::Result<()> {
     let CheckedImage { path, findings, .. } = image;
     let name = path.display();
@@ -221,7 +221,8 @@ fn print_verdict(
         (_, 0) => writeln!(out, "{name}: {errors}")?,
         _ => writeln!(out, "{name}: {errors}, {warnings}")?,
     }
-    print_advice(out, path, findings, &Outlook::of(path, force_share))
+    let outlook = Outlook::of(path, args.image.open.force_share).with_link(image, args);
+    print_advice(out, path, findings, &outlook)
 }
 
 /// What a repair would do or has done, as far as the last lines of an answer depend on it.
@@ -233,6 +234,8 @@ pub(super) struct Outlook {
     pub(super) mends: bool,
     /// Words on which it would do something, or more.
     pub(super) words: Vec<Word>,
+    /// A child whose link is wrong, and its parent where that was found.
+    pub(super) relink: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Outlook {
@@ -245,6 +248,11 @@ impl Outlook {
         }
     }
 
+    /// With the link to a parent that a person has to mend.
+    pub(super) fn with_link(self, image: &CheckedImage, args: &CheckArgs) -> Self {
+        Self { relink: to_relink(image, args), ..self }
+    }
+
     /// Once a plan has been carried out.
     pub(super) fn after(plan: &Plan) -> Self {
         let mut words = Vec::new();
@@ -253,8 +261,39 @@ impl Outlook {
                 words.push(word);
             }
         }
-        Self { written: !plan.is_empty(), mends: false, words }
+        Self { written: !plan.is_empty(), mends: false, words, relink: None }
     }
+}
+
+/// Which child of the chain has to be told its parent, and which that is. One in a folder that the user has named
+/// comes before one that lies there by chance.
+fn to_relink(image: &CheckedImage, args: &CheckArgs) -> Option<(PathBuf, Option<PathBuf>)> {
+    let own = || image.path.clone();
+    let stale = |finding: &Defect| match finding {
+        Defect::ParentPathStale { found } => Some(PathBuf::from(found)),
+        _ => None,
+    };
+    if let Some(parent) = image.findings.list().iter().find_map(stale) {
+        return Some((own(), Some(parent)));
+    }
+    let relinked = |finding: &Defect| {
+        finding.severity() > Severity::Info
+            && matches!(finding.remedy(), Remedy::Elsewhere(what) if what.contains("relink"))
+    };
+    if !image.findings.list().iter().any(relinked) {
+        return None;
+    }
+    let options = OpenOptions::new().force_share(args.image.open.force_share).without_log(true);
+    let Err(error) = args.parents.over(options).open(&image.path) else {
+        return Some((own(), None));
+    };
+    let Some(problem) = error.parent_problem() else { return Some((own(), None)) };
+    let searched =
+        |path: &&PathBuf| args.parents.search.iter().any(|folder| path.starts_with(folder));
+    let found = problem.found.iter().find(searched).or_else(|| problem.found.first());
+    // A link further up may be the one that is wrong.
+    let child = Some(&problem.child).filter(|child| !child.as_os_str().is_empty());
+    Some((child.cloned().unwrap_or_else(own), found.cloned()))
 }
 
 /// A word on the command line, and what it means.
@@ -312,11 +351,14 @@ fn what_to_type(
         let save = format!("vhdx log extract {file} --entry {first} -o entry-{first}.bin");
         lines.push((save, "saves a log entry that a repair would give up"));
     }
-    let relink = bad().any(
-        |finding| matches!(finding.remedy(), Remedy::Elsewhere(what) if what.contains("relink")),
-    );
-    if relink {
-        lines.push((format!("vhdx relink {file} --parent PARENT"), ""));
+    if let Some((child, parent)) = &outlook.relink {
+        let (child, why) = (quoted(child), "tells the child where its parent lies");
+        match parent {
+            Some(parent) => {
+                lines.push((format!("vhdx relink {child} --parent {}", quoted(parent)), why));
+            }
+            None => lines.push((format!("vhdx relink {child} --parent PARENT"), why)),
+        }
     }
     let dry = format!("vhdx check {file} --repair --dry-run");
     if outlook.mends {

@@ -123,6 +123,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
             true => Outlook::after(&plan),
             false => Outlook::of(&image.path, args.image.open.force_share),
         };
+        let outlook = outlook.with_link(image, args);
         if !plan.is_empty() {
             print_findings(&mut out, &image.findings)?;
         }
