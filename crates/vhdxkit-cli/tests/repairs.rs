@@ -254,6 +254,21 @@ fn a_dry_run_counts_what_it_does_not_list() {
     }
 }
 
+/// "--repair: extend the file" below a block that lies gigabytes behind its end was a promise that the repair did not
+/// keep: below a finding stands what a repair of this file would do, or on which word.
+#[test]
+fn below_a_finding_stands_what_a_repair_of_this_file_does() {
+    let dir = Workdir::new();
+    let text = check_text(&dir, &fault("a block lies behind the end of the file").bytes);
+    assert!(text.contains(" --repair --allow-data-loss: "), "{text}");
+    assert!(!text.contains(" --repair: "), "{text}");
+    // Where it does mend, that is said as before.
+    let text = check_text(&dir, &fault("a block in state 5").bytes);
+    assert!(text.contains(" --repair: "), "{text}");
+    let text = check_text(&dir, &fault("the file ends within a block").bytes);
+    assert!(text.contains(" --repair: "), "{text}");
+}
+
 /// What is no VHDX is called by its name, whatever its file is called, and nobody is told to repair it.
 #[test]
 fn a_file_of_another_kind_is_named() {

@@ -13,7 +13,7 @@ use vhdxkit::OpenOptions;
 use vhdxkit::defect::{Defect, Remedy, Severity};
 use vhdxkit::findings::Findings;
 use vhdxkit::ops::check::{CheckedImage, check_chain};
-use vhdxkit::ops::repair::{Plan, RepairOptions, Word, plan_file};
+use vhdxkit::ops::repair::{Left, Plan, RepairOptions, Word, plan_file};
 
 use super::{Context, foreign, repair};
 use crate::args::CheckArgs;
@@ -40,8 +40,13 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
     } else {
         let mut out = io::stdout().lock();
         for image in &images {
-            print_findings(&mut out, &image.findings)?;
-            print_verdict(&mut out, image, args)?;
+            let outlook = match image.findings.has_problems() {
+                true => Outlook::of(&image.path, args.image.open.force_share),
+                false => Outlook::default(),
+            };
+            let outlook = outlook.with_link(image, args);
+            print_findings(&mut out, &image.path, &image.findings, &outlook)?;
+            print_verdict(&mut out, image, &outlook)?;
         }
     }
     Ok(exit_code(problems))
@@ -117,7 +122,12 @@ pub(super) fn findings_as_json(images: &[(&Path, &Findings)], repaired: &[&str])
 
 /// The findings, one after another, the worst last: that is what stays on the screen. A line each for those who
 /// search; on a terminal they are broken so that they can be read.
-pub(super) fn print_findings(out: &mut impl Write, findings: &Findings) -> io::Result<()> {
+pub(super) fn print_findings(
+    out: &mut impl Write,
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> io::Result<()> {
     let terminal = io::stdout().is_terminal();
     let mut list: Vec<&Defect> = findings.list().iter().collect();
     list.sort_by_key(|finding| finding.severity());
@@ -136,7 +146,7 @@ pub(super) fn print_findings(out: &mut impl Write, findings: &Findings) -> io::R
         }
         if finding.severity() > Severity::Info && !told.contains(&code) {
             told.push(code);
-            print_remedy(out, finding)?;
+            print_remedy(out, path, finding, outlook)?;
         }
     }
     for (code, rest) in findings.left_out() {
@@ -178,8 +188,22 @@ fn folded(list: &[&Defect]) -> (usize, String) {
     (run.len(), text)
 }
 
-fn print_remedy(out: &mut impl Write, finding: &Defect) -> io::Result<()> {
+/// What helps against a finding: what a repair of this very file would do, where it is known to do nothing.
+fn print_remedy(
+    out: &mut impl Write,
+    path: &Path,
+    finding: &Defect,
+    outlook: &Outlook,
+) -> io::Result<()> {
+    let left = outlook.left_of(finding.code());
     let text = match finding.remedy() {
+        Remedy::Repair(_) if let Some(left) = left => {
+            let why = left.why.replace("IMAGE", &quoted(path));
+            match left.word {
+                Some(word) => format!("--repair {}: {why}", word.option()),
+                None => format!("not by --repair: {why}"),
+            }
+        }
         Remedy::Repair(what) => format!("--repair: {what}"),
         Remedy::OnYourWord(word, what) => format!("--repair {word}: {what}"),
         Remedy::Elsewhere(what) => format!("not by --repair: {what}"),
@@ -204,7 +228,7 @@ pub(super) fn number_of(findings: &Findings, severity: Severity) -> u64 {
 fn print_verdict(
     out: &mut impl Write,
     image: &CheckedImage,
-    args: &CheckArgs,
+    outlook: &Outlook,
 ) -> anyhow::Result<()> {
     let CheckedImage { path, findings, .. } = image;
     let name = path.display();
@@ -221,8 +245,7 @@ fn print_verdict(
         (_, 0) => writeln!(out, "{name}: {errors}")?,
         _ => writeln!(out, "{name}: {errors}, {warnings}")?,
     }
-    let outlook = Outlook::of(path, args.image.open.force_share).with_link(image, args);
-    print_advice(out, path, findings, &outlook)
+    print_advice(out, path, findings, outlook)
 }
 
 /// What a repair would do or has done, as far as the last lines of an answer depend on it.
@@ -234,6 +257,10 @@ pub(super) struct Outlook {
     pub(super) mends: bool,
     /// Words on which it would do something, or more.
     pub(super) words: Vec<Word>,
+    /// What it would leave, or has left.
+    left: Vec<Left>,
+    /// Codes of findings of which it would mend some, or has mended them.
+    mended: Vec<&'static str>,
     /// A child whose link is wrong, and its parent where that was found.
     pub(super) relink: Option<(PathBuf, Option<PathBuf>)>,
 }
@@ -242,15 +269,26 @@ impl Outlook {
     /// Of a file that nobody has tried to repair.
     pub(super) fn of(path: &Path, force_share: bool) -> Self {
         match plan_file(path, &RepairOptions::default(), force_share, &mut ()) {
-            Ok(plan) => Self { written: false, mends: !plan.is_empty(), ..Self::after(&plan) },
+            Ok(plan) => Self::before(&plan),
             // What cannot be thought out cannot be offered either.
             Err(_) => Self::default(),
         }
     }
 
+    /// Why a repair does nothing about any finding of this code that is there; `None` where it does, or nobody knows.
+    fn left_of(&self, code: &str) -> Option<&Left> {
+        let mends = !self.written && self.mended.contains(&code);
+        self.left.iter().find(|left| left.code == code && !mends)
+    }
+
     /// With the link to a parent that a person has to mend.
     pub(super) fn with_link(self, image: &CheckedImage, args: &CheckArgs) -> Self {
         Self { relink: to_relink(image, args), ..self }
+    }
+
+    /// As long as a plan is one.
+    pub(super) fn before(plan: &Plan) -> Self {
+        Self { written: false, mends: !plan.is_empty(), ..Self::after(plan) }
     }
 
     /// Once a plan has been carried out.
@@ -261,7 +299,9 @@ impl Outlook {
                 words.push(word);
             }
         }
-        Self { written: !plan.is_empty(), mends: false, words, relink: None }
+        let mended = if plan.is_empty() { Vec::new() } else { plan.codes() };
+        let left = plan.left().to_vec();
+        Self { written: !plan.is_empty(), words, left, mended, ..Self::default() }
     }
 }
 

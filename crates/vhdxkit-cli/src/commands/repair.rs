@@ -49,7 +49,7 @@ fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<Ex
         return Ok(exit_code(problems));
     }
     let mut out = io::stdout().lock();
-    print_findings(&mut out, plan.before())?;
+    print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
     print_plan(&mut out, path, plan, "would be done")?;
     if !plan.is_empty() {
         writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", path.display())?;
@@ -70,7 +70,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
     let plan = repair.plan();
     if !context.json {
         let mut out = io::stdout().lock();
-        print_findings(&mut out, plan.before())?;
+        print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
         print_plan(&mut out, path, plan, "is done now")?;
     }
     let mut undo = None;
@@ -125,7 +125,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
         };
         let outlook = outlook.with_link(image, args);
         if !plan.is_empty() {
-            print_findings(&mut out, &image.findings)?;
+            print_findings(&mut out, &image.path, &image.findings, &outlook)?;
         }
         let errors = number_of(&image.findings, Severity::Error);
         if errors > 0 || !plan.is_empty() {
