@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhdxkit::{Error, ErrorKind};
 
+use crate::console::shown;
+
 /// The exit codes of every command.
 pub(crate) mod exit {
     /// Something failed; the reason is on stderr.
@@ -109,14 +111,19 @@ fn advice(error: &anyhow::Error, library: &Error, said: Said) -> Option<Cow<'sta
     })
 }
 
+/// A text of several lines, with what is hidden in each made visible: names of files are in it.
+fn lines(text: &str) -> String {
+    text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints the failure and gives its exit code.
 pub(crate) fn report(error: &anyhow::Error, said: Said) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::from(exit::FAILED);
     }
-    eprintln!("vhdx: {error}");
+    eprintln!("vhdx: {}", lines(&error.to_string()));
     for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+        eprintln!("  because: {}", lines(&cause.to_string()));
     }
     let usage = error.chain().any(|cause| cause.is::<Usage>());
     if !usage {
@@ -127,7 +134,7 @@ pub(crate) fn report(error: &anyhow::Error, said: Said) -> ExitCode {
     }
     let library = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     if let Some(advice) = library.and_then(|library| advice(error, library, said)) {
-        eprintln!("  what to do: {advice}");
+        eprintln!("  what to do: {}", lines(&advice));
     }
     let no_parent = error.chain().any(|cause| cause.is::<NoParent>());
     ExitCode::from(match library.map(Error::kind) {

@@ -301,6 +301,33 @@ fn a_file_of_another_kind_is_named() {
     assert!(check_text(&dir, &bytes).contains("vhdx recover"));
 }
 
+/// A file that somebody has sent can be named so that a terminal clears its screen, or shows another name. The name is
+/// made visible, and the command that is printed still takes the file when it is typed.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_name_that_a_terminal_would_obey_is_made_visible() {
+    let dir = Workdir::new();
+    let image = dir.path("d'\u{1b}[2J\n\u{202e}k.vhdx");
+    let bytes = fault("a block in state 5").bytes;
+    std::fs::write(&image, &bytes).unwrap();
+    let words = ["--repair", "--dry-run"];
+    let mut told = vhdx(&["check", &image]).exits_with(3);
+    told += &vhdx(&["check", &image, words[0], words[1]]).exits_with(3);
+    let done = vhdx(&["check", &image, "--repair"]).succeeds();
+    told += &done;
+    told += &vhdx(&["check", &format!("{image}.none")]).fails_with(1);
+    told += &vhdx(&["info", &dir.path("\u{1b}.vhdx")]).fails_with(1);
+    for hidden in ['\u{1b}', '\u{202e}'] {
+        assert!(!told.contains(hidden), "{told:?}");
+    }
+    assert!(told.contains(r"d'\u{1b}[2J\u{a}\u{202e}k.vhdx: repaired"), "{told}");
+    let Some((_, undo)) = done.split_once("to take it back: vhdx ") else { panic!("{done}") };
+    let typed = format!("{} {}", env!("CARGO_BIN_EXE_vhdx"), undo.lines().next().unwrap());
+    let Some(run) = peer("bash", &["-c", &typed]) else { return };
+    run.succeeds();
+    assert!(std::fs::read(&image).unwrap() == bytes);
+}
+
 /// `-disk.vhdx` behind a command would be taken for options.
 #[test]
 fn a_name_that_begins_with_a_dash_is_printed_as_a_path() {

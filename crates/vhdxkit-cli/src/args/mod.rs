@@ -22,6 +22,8 @@ use vhdxkit::defect::{Defect, Severity};
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::{Image, OpenOptions};
 
+use crate::console::{named, shown};
+
 pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_as_possible};
 pub(crate) use checking::CheckArgs;
 pub(crate) use logging::{ExtractArgs, LogCommand, ReplayArgs};
@@ -397,11 +399,11 @@ impl ContentsArgs {
 /// Says on stderr what was accepted although it is an error, and what a log holds that no replay reaches.
 pub(crate) fn warn(path: &Path, image: &Image) {
     for finding in image.findings().list() {
-        let path = path.display();
+        let (path, text) = (named(path), shown(&finding.to_string()));
         if finding.severity() == Severity::Error {
-            eprintln!("warning: {path}: read without its log: {finding}");
+            eprintln!("warning: {path}: read without its log: {text}");
         } else if matches!(finding, Defect::UnreachableEntries { .. }) {
-            eprintln!("warning: {path}: the newest changes are missing: {finding}");
+            eprintln!("warning: {path}: the newest changes are missing: {text}");
         }
     }
 }

@@ -17,7 +17,7 @@ use vhdxkit::ops::repair::{Left, Plan, RepairOptions, Word, plan_file};
 
 use super::{Context, foreign, repair};
 use crate::args::CheckArgs;
-use crate::console::{Bar, count, print_json, stop_on_signal, wrapped};
+use crate::console::{Bar, count, is_hidden, named, print_json, shown, stop_on_signal, wrapped};
 use crate::failure::exit;
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
@@ -139,7 +139,9 @@ pub(super) fn print_findings(
         let place = finding.offset().map(|at| format!(" at {at:#x}")).unwrap_or_default();
         let (severity, code) = (finding.severity().name(), finding.code());
         let start = format!("{severity:<8}{code:<11}");
-        let text = format!("{}{place}: {text}", finding.structure());
+        // A child says what it likes of its parent's place.
+        let text =
+            format!("{}{place}: {}", finding.structure(), shown(&text.replace("\n  ", "; ")));
         match terminal {
             true => wrapped(out, &start, 19, &text)?,
             false => writeln!(out, "{start}{text}")?,
@@ -231,7 +233,7 @@ fn print_verdict(
     outlook: &Outlook,
 ) -> anyhow::Result<()> {
     let CheckedImage { path, findings, .. } = image;
-    let name = path.display();
+    let name = named(path);
     let of = |severity| number_of(findings, severity);
     let errors = count(of(Severity::Error), "error", "errors");
     let warnings = count(of(Severity::Warning), "warning", "warnings");
@@ -519,8 +521,23 @@ pub(super) fn quoted(path: &Path) -> String {
 /// Any text as a shell takes it.
 pub(super) fn quoted_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
-    match text.chars().all(plain) && !text.is_empty() {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
+    if text.chars().all(plain) && !text.is_empty() {
+        return text.to_owned();
     }
+    if !text.contains(is_hidden) {
+        return format!("'{}'", text.replace('\'', "'\\''"));
+    }
+    // As bash, zsh and ksh spell what is not to be seen by a terminal.
+    let mut word = "$'".to_owned();
+    for character in text.chars() {
+        match character {
+            '\'' | '\\' => word.extend(['\\', character]),
+            hidden if is_hidden(hidden) => {
+                word.extend([format!("\\U{:08x}", u32::from(hidden))]);
+            }
+            other => word.push(other),
+        }
+    }
+    word.push('\'');
+    word
 }

@@ -12,16 +12,17 @@ use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan
 use vhdxkit::{ErrorKind, OpenOptions};
 
 use super::Context;
+use super::check::quoted;
 use super::children::require_none_builds_on;
 use super::ls;
 use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
-use crate::console::{Bar, count, print_json, size, stop_on_signal};
+use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
 use crate::failure::{begin, has_begun, wrong_usage};
 
 pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let path = &args.image;
-    let name = path.display().to_string();
+    let name = named(path);
     let failed = || format!("cannot compact {name}");
     let options = CompactOptions::default()
         .free_space(args.free_space == FreeSpaceName::Auto)
@@ -44,7 +45,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
                 let tracking = change_tracking(path);
                 print_json(&as_json(&plan, plan.file_size, None, &tracking))?;
             }
-            false => print_plan(&mut io::stdout().lock(), &name, &plan)?,
+            false => print_plan(&mut io::stdout().lock(), path, &plan)?,
         }
         return require_no_children(path, identity, &plan, args.force).with_context(failed);
     }
@@ -145,7 +146,7 @@ impl Observer for Watch<'_> {
 impl Watch<'_> {
     fn judge(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if !self.context.json {
-            print_plan(&mut io::stderr().lock(), &self.path.display().to_string(), plan)?;
+            print_plan(&mut io::stderr().lock(), self.path, plan)?;
         }
         require_no_children(self.path, self.identity, plan, self.force)
     }
@@ -197,7 +198,8 @@ fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) ->
     })
 }
 
-fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()> {
+fn print_plan(out: &mut dyn Write, path: &Path, plan: &Plan) -> anyhow::Result<()> {
+    let name = named(path);
     let given = plan.file_size.saturating_sub(plan.file_size_after);
     let (now, after) = (size(plan.file_size), size(plan.file_size_after));
     match (plan.has_work(), size(given)) {
@@ -222,7 +224,7 @@ fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()
     if plan.damaged > 0 {
         let blocks =
             count(plan.damaged, "block has a damaged entry", "blocks have damaged entries");
-        writeln!(out, "  {blocks} and cannot be judged: vhdx check {name}")?;
+        writeln!(out, "  {blocks} and cannot be judged: vhdx check {}", quoted(path))?;
     }
     for volume in &plan.volumes {
         let (place, contents) = (ls::place(volume), ls::contents(volume));

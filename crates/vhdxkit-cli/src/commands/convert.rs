@@ -17,7 +17,7 @@ use vhdxkit::view::geometry::DiskType;
 
 use super::{Context, new_file};
 use crate::args::{ConvertArgs, TargetFormat, warn};
-use crate::console::{Bar, print_json, size, stop_on_signal};
+use crate::console::{Bar, named, print_json, size, stop_on_signal};
 use crate::failure::wrong_usage;
 
 /// What every conversion can tell.
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
             "bytes_written": done.written,
         }));
     }
-    let name = args.target.display();
+    let name = named(&args.target);
     let (file, stored) = (size(done.file_size), size(done.written));
     match format {
         TargetFormat::Raw => writeln!(io::stdout(), "{name}: {file} raw, {stored} of it stored")?,

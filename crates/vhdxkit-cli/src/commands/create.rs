@@ -9,7 +9,7 @@ use vhdxkit::{CreateOptions, Image};
 
 use super::{Context, new_file};
 use crate::args::CreateArgs;
-use crate::console::{print_json, size, stop_on_signal};
+use crate::console::{named, print_json, size, stop_on_signal};
 use crate::failure::by_options;
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
@@ -46,15 +46,11 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
         (None, true) => "fixed",
         (None, false) => "dynamic",
     };
-    let (name, disk, file) = (args.image.display(), size(options.virtual_size()), size(file_size));
+    let (name, disk, file) = (named(&args.image), size(options.virtual_size()), size(file_size));
     let mut out = io::stdout().lock();
     writeln!(out, "{name}: a {kind} disk of {disk} in a file of {file}")?;
     if let Some(parent) = &args.parent {
-        writeln!(
-            out,
-            "  do not write to {} from now on: its child would be lost",
-            parent.display()
-        )?;
+        writeln!(out, "  do not write to {} from now on: its child would be lost", named(parent))?;
     }
     Ok(())
 }

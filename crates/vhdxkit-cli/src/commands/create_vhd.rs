@@ -10,7 +10,7 @@ use vhdxkit::vhd::VhdOptions;
 
 use super::{Context, new_file};
 use crate::args::{CreateArgs, TargetFormat};
-use crate::console::{print_json, size, stop_on_signal};
+use crate::console::{named, print_json, size, stop_on_signal};
 use crate::failure::by_options;
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
@@ -46,14 +46,14 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
         (None, true) => "fixed",
         (None, false) => "dynamic",
     };
-    let (name, disk, file) = (args.image.display(), size(options.virtual_size()), size(file_size));
+    let (name, disk, file) = (named(&args.image), size(options.virtual_size()), size(file_size));
     let mut out = io::stdout().lock();
     writeln!(out, "{name}: a {kind} VHD (version 1) of {disk} in a file of {file}")?;
     if let Some(parent) = &args.parent {
         writeln!(
             out,
             "  do not write to {} from now on: its child would show a mixture, and nobody could tell",
-            parent.display()
+            named(parent)
         )?;
     }
     if options.is_fixed() && !options.virtual_size().is_multiple_of(1 << 20) {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::check::quoted;
+use crate::console::named;
 
 /// A file with nothing of a VHDX in it.
 #[derive(Debug)]
@@ -84,7 +85,7 @@ impl Foreign {
     /// `asked`: somebody wanted it mended.
     pub(super) fn print(&self, out: &mut impl Write, path: &Path, asked: bool) -> io::Result<()> {
         let mended = if asked { "; nothing was changed" } else { "" };
-        writeln!(out, "{}: {}{mended}", path.display(), self.what)?;
+        writeln!(out, "{}: {}{mended}", named(path), self.what)?;
         if let Some((command, why)) = &self.command {
             writeln!(out, "\n  What to type    {command}")?;
             writeln!(out, "                      {why}")?;

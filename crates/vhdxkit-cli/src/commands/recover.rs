@@ -17,7 +17,7 @@ use vhdxkit::{Image, OpenOptions, ParentPolicy};
 use super::convert::same_file;
 use super::{Context, new_file};
 use crate::args::RecoverArgs;
-use crate::console::{Bar, count, print_json, size, stop_on_signal};
+use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
 use crate::failure::{NoParent, begin, exit};
 
 /// Runs of blocks that are printed for people, of each fate.
@@ -138,7 +138,7 @@ fn extract_orphans(salvage: &Salvage, folder: &Path, context: Context) -> anyhow
 
 fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}: {} ({} bytes)", path.display(), size(report.file_size), report.file_size)?;
+    writeln!(out, "{}: {} ({} bytes)", named(path), size(report.file_size), report.file_size)?;
     for Statement { what, trust, offset, text } in &report.found {
         let place = offset.map(|at| format!(" at {at:#x}")).unwrap_or_default();
         print_wrapped(
@@ -254,7 +254,7 @@ fn print_end(
         percent(report)
     )?;
     if let (Some(written), Some(to)) = (written, &args.to) {
-        writeln!(out, "{}: made, {}", to.display(), size(written.file_size))?;
+        writeln!(out, "{}: made, {}", named(to), size(written.file_size))?;
     }
     let text = match (whole, report.geometry.is_some()) {
         (true, _) => "everything was had",

@@ -17,7 +17,7 @@ use super::check::{
 };
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
-use crate::console::{count, print_json, size, stop_on_signal, wrapped};
+use crate::console::{count, named, print_json, size, stop_on_signal, wrapped};
 use crate::failure::begin;
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
@@ -52,7 +52,7 @@ fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<Ex
     print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
     print_plan(&mut out, path, plan, "would be done")?;
     if !plan.is_empty() {
-        writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", path.display())?;
+        writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", named(path))?;
         writeln!(out, "  an undo file is written first, and takes it all back")?;
     }
     Ok(exit_code(problems))
@@ -106,7 +106,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
         return Ok(exit_code(problems));
     }
     let mut out = io::stdout().lock();
-    let name = path.display();
+    let name = named(path);
     if plan.is_empty() {
         writeln!(out, "\n{name}: nothing was changed")?;
     } else if problems {
@@ -153,7 +153,7 @@ fn warn_of_children(path: &Path, plan: &Plan) {
             eprintln!(
                 "warning: {} was made on top of this disk and will not know it any more, since its contents \
                  change: `vhdx relink {} --parent {} --ignore-parent-id` joins them again, at your word",
-                child.path.display(),
+                named(&child.path),
                 quoted(&child.path),
                 quoted(path)
             );
@@ -201,7 +201,7 @@ fn add(answer: &mut Value, path: &Path, plan: &Plan, undo: Option<&Path>, dry_ru
 }
 
 fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io::Result<()> {
-    let name = path.display();
+    let name = named(path);
     if plan.is_empty() {
         let asks = plan.left().iter().any(|left| left.word.is_some());
         match asks {
@@ -288,9 +288,9 @@ pub(crate) fn undo(
         true => writeln!(
             out,
             "{}: the repair is undone; the file is, byte for byte, what it was before",
-            path.display()
+            named(path)
         )?,
-        false => writeln!(out, "{}: it is what it was before the repair already", path.display())?,
+        false => writeln!(out, "{}: it is what it was before the repair already", named(path))?,
     }
     if report.forced {
         writeln!(

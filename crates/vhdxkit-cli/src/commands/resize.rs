@@ -13,7 +13,7 @@ use super::check::quoted;
 use super::second_gpt::SecondGpt;
 use super::write::{is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{NewSize, ResizeArgs};
-use crate::console::{print_json, size};
+use crate::console::{named, print_json, size};
 use crate::failure::begin;
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
             "change_tracking": tracking,
         }));
     }
-    let name = args.image.display();
+    let name = named(&args.image);
     let mut out = io::stdout().lock();
     if report.size_before == report.size_after {
         let log = if replays { "only its log was replayed" } else { "the file was not changed" };

@@ -11,7 +11,7 @@ use vhdxkit::{Image, OpenOptions};
 
 use super::Context;
 use crate::args::WriteArgs;
-use crate::console::{print_json, size};
+use crate::console::{named, print_json, shown, size};
 use crate::failure::begin;
 
 const CHUNK: usize = 1 << 20;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
             "change_tracking": tracking,
         }))?;
     } else {
-        let (name, from) = (args.image.display(), args.offset);
+        let (name, from) = (named(&args.image), args.offset);
         writeln!(io::stdout(), "{name}: {} written from byte {from} on", size(written))?;
     }
     Ok(())
@@ -142,8 +142,9 @@ pub(crate) fn warn_of_change_tracking(image: &Path) -> Vec<String> {
     let tracking = change_tracking(image);
     for file in &tracking {
         eprintln!(
-            "warning: {file} tracks this image's changes for its host, which does not see this one: \
-             delete it before the host uses it again"
+            "warning: {} tracks this image's changes for its host, which does not see this one: \
+             delete it before the host uses it again",
+            shown(file)
         );
     }
     tracking

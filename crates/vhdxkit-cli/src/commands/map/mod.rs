@@ -63,7 +63,7 @@ fn run_html(args: &MapArgs, target: &Path, context: Context) -> anyhow::Result<E
     } else {
         let without = if facts.has_picture() { "" } else { ", without a map of the disk" };
         let found = if problems { "; problems were found, the page lists them" } else { "" };
-        let (name, bytes) = (target.display(), size(page.len() as u64));
+        let (name, bytes) = (console::named(target), size(page.len() as u64));
         writeln!(io::stdout(), "{name}: {bytes}{without}{found}")?;
     }
     Ok(if problems { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
