@@ -15,6 +15,7 @@ use super::Context;
 use super::check::quoted;
 use super::children::require_none_builds_on;
 use super::ls;
+use super::small_blocks::LargeBlocks;
 use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
 use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
@@ -36,6 +37,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     stop_on_signal();
     if args.dry_run {
         let image = args.parents.over(OpenOptions::new()).open(path)?;
+        let large = LargeBlocks::of(&image).with_context(failed)?;
         let mut bar = Bar::new("looking", image.file_size(), context.quiet);
         let plan = plan(&image, &options, &mut bar).with_context(failed)?;
         drop(bar);
@@ -45,7 +47,11 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
                 let tracking = change_tracking(path);
                 print_json(&as_json(&plan, plan.file_size, None, &tracking))?;
             }
-            false => print_plan(&mut io::stdout().lock(), path, &plan)?,
+            false => {
+                let mut out = io::stdout().lock();
+                print_plan(&mut out, path, &plan)?;
+                print_hint(&mut out, path, large.as_ref(), &plan, args.assume_clean)?;
+            }
         }
         return require_no_children(path, identity, &plan, args.force).with_context(failed);
     }
@@ -56,9 +62,12 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     }
     let image = args.parents.over(OpenOptions::new().write(true)).open(path)?;
     let identity = image.headers().current().data_write_guid;
+    let large = LargeBlocks::of(&image).with_context(failed)?;
     let tracking = warn_of_change_tracking(path);
     let mut watch = Watch {
         path,
+        assume_clean: args.assume_clean,
+        large,
         identity,
         force: args.force,
         context,
@@ -115,6 +124,8 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
 /// What happens while a disk is compacted: told, and stopped where others would be lost.
 struct Watch<'a> {
     path: &'a Path,
+    assume_clean: bool,
+    large: Option<LargeBlocks>,
     identity: Guid,
     force: bool,
     context: Context,
@@ -146,10 +157,32 @@ impl Observer for Watch<'_> {
 impl Watch<'_> {
     fn judge(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if !self.context.json {
-            print_plan(&mut io::stderr().lock(), self.path, plan)?;
+            let mut out = io::stderr().lock();
+            print_plan(&mut out, self.path, plan)?;
+            print_hint(&mut out, self.path, self.large.as_ref(), plan, self.assume_clean)?;
         }
         require_no_children(self.path, self.identity, plan, self.force)
     }
+}
+
+/// What smaller blocks would give back besides.
+fn print_hint(
+    out: &mut dyn Write,
+    path: &Path,
+    large: Option<&LargeBlocks>,
+    plan: &Plan,
+    assume_clean: bool,
+) -> io::Result<()> {
+    let Some(large) = large else { return Ok(()) };
+    let Some(kept) = large.kept(plan, assume_clean) else { return Ok(()) };
+    writeln!(
+        out,
+        "  at least {} more are free, in blocks of {} that hold other things, too: smaller ones give it back\n    \
+         vhdx convert --block-size 1M {} NEW.vhdx && vhdx compact NEW.vhdx",
+        size(kept),
+        size(large.size),
+        quoted(path)
+    )
 }
 
 /// Refuses a plan after which images beside this one would not know it any more.

@@ -36,6 +36,7 @@ mod second_gpt;
 #[cfg(target_os = "linux")]
 mod serve;
 mod set;
+mod small_blocks;
 #[cfg(target_os = "linux")]
 mod snapshot;
 #[cfg(target_os = "linux")]
