@@ -254,6 +254,12 @@ fn print_plan(out: &mut dyn Write, path: &Path, plan: &Plan) -> anyhow::Result<(
     if plan.unowned > 0 {
         writeln!(out, "  {:<32}{:>9}", "gaps that belong to nothing", size(plan.unowned))?;
     }
+    if plan.is_visible() {
+        writeln!(
+            out,
+            "  it gets a new identity: checkpoints of it in other folders, unseen here, are lost"
+        )?;
+    }
     if plan.damaged > 0 {
         let blocks =
             count(plan.damaged, "block has a damaged entry", "blocks have damaged entries");
