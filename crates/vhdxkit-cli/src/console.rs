@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -48,6 +49,38 @@ pub(crate) fn size(bytes: u64) -> String {
 /// Writes the count with its noun: `1 entry`, `3 entries`.
 pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// What no reader sees, what a terminal obeys, or what turns the text around it about.
+pub(crate) fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{200B}'..='\u{200F}'
+                | '\u{2028}'..='\u{202E}'
+                | '\u{2060}'..='\u{206F}'
+                | '\u{FEFF}'
+                | '\u{FFFE}'
+                | '\u{FFFF}'
+                | '\u{E0000}'..='\u{E007F}'
+        )
+}
+
+/// A text that others have chosen, with what is hidden in it made visible.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_hidden(character) {
+            true => shown.extend(character.escape_unicode()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// The name of a file, for the eye; a command that is printed takes it quoted.
+pub(crate) fn named(path: &Path) -> String {
+    shown(&path.display().to_string())
 }
 
 /// Columns of a terminal that nobody has widened.
@@ -159,6 +192,11 @@ mod tests {
         assert_eq!(lines[0], format!("  1. {}", "a".repeat(70)));
         assert_eq!(lines[1], format!("     {}", "b".repeat(100)));
         assert_eq!(lines[2], "     end");
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_is_made_visible() {
+        assert_eq!(named("a\u{1b}[2J\u{202e}ä b".as_ref()), "a\\u{1b}[2J\\u{202e}ä b");
     }
 
     #[test]

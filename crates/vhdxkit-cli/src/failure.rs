@@ -1,14 +1,20 @@
 //! Failures as people read them: what, where, what was not touched, what to do. And as exit codes.
 
+use std::borrow::Cow;
 use std::io;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhdxkit::{Error, ErrorKind};
+
+use crate::console::shown;
 
 /// The exit codes of every command.
 pub(crate) mod exit {
     /// Something failed; the reason is on stderr.
     pub(crate) const FAILED: u8 = 1;
+    /// What was typed makes no sense, whatever the files hold.
+    pub(crate) const USAGE: u8 = 2;
     /// `check` found problems, `compare` differences, `recover` losses.
     pub(crate) const FOUND: u8 = 3;
     /// The image is locked by another process.
@@ -29,22 +35,110 @@ impl std::fmt::Display for NoParent {
 
 impl std::error::Error for NoParent {}
 
+/// What was typed makes no sense, whatever the files hold: its exit code is the one that a wrong option has.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Ends a function with [`Usage`].
+macro_rules! wrong_usage {
+    ($($text:tt)*) => {
+        return Err($crate::failure::Usage(format!($($text)*)).into())
+    };
+}
+pub(crate) use wrong_usage;
+
+/// Options that the library refuses before any file counts: wrong usage, too.
+pub(crate) fn by_options(error: Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::InvalidInput => Usage(error.to_string()).into(),
+        _ => error.into(),
+    }
+}
+
+/// The target of a command is in use: no way of reading helps.
+#[derive(Debug)]
+pub(crate) struct TargetInUse(pub(crate) String);
+
+impl std::fmt::Display for TargetInUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+static BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// From now on files are changed.
+pub(crate) fn begin() {
+    BEGUN.store(true, Ordering::Relaxed);
+}
+
+/// Whether a command that tells has begun to change files.
+pub(crate) fn has_begun() -> bool {
+    BEGUN.load(Ordering::Relaxed)
+}
+
+/// What a command says of its failures.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Said {
+    /// What it has certainly not touched.
+    pub(crate) untouched: &'static str,
+    /// The same as long as it has not begun to change files, if it tells when it does.
+    pub(crate) before: Option<&'static str>,
+    /// By which options it reads what another process has open.
+    pub(crate) to_share: Option<&'static str>,
+}
+
+/// What a person can do next. The library does not know which options a command has.
+fn advice(error: &anyhow::Error, library: &Error, said: Said) -> Option<Cow<'static, str>> {
+    if library.kind() != ErrorKind::Locked {
+        return library.advice();
+    }
+    let readable = said.to_share.filter(|_| error.downcast_ref::<TargetInUse>().is_none());
+    Some(match readable {
+        Some(options) => format!(
+            "stop that program; {options} reads it all the same (what is read may be half-changed)"
+        )
+        .into(),
+        None => "stop that program, then run this again".into(),
+    })
+}
+
+/// A text of several lines, with what is hidden in each made visible: names of files are in it.
+fn lines(text: &str) -> String {
+    text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints the failure and gives its exit code.
-pub(crate) fn report(error: &anyhow::Error, untouched: &str) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error, said: Said) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::from(exit::FAILED);
     }
-    eprintln!("vhdx: {error}");
+    eprintln!("vhdx: {}", lines(&error.to_string()));
     for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+        eprintln!("  because: {}", lines(&cause.to_string()));
     }
-    eprintln!("  not touched: {untouched}");
+    let usage = error.chain().any(|cause| cause.is::<Usage>());
+    if !usage {
+        eprintln!(
+            "  not touched: {}",
+            said.before.filter(|_| !has_begun()).unwrap_or(said.untouched)
+        );
+    }
     let library = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
-    if let Some(advice) = library.and_then(Error::advice) {
-        eprintln!("  what to do: {advice}");
+    if let Some(advice) = library.and_then(|library| advice(error, library, said)) {
+        eprintln!("  what to do: {}", lines(&advice));
     }
     let no_parent = error.chain().any(|cause| cause.is::<NoParent>());
     ExitCode::from(match library.map(Error::kind) {
+        _ if usage => exit::USAGE,
         _ if no_parent => exit::PARENT,
         Some(ErrorKind::Locked) => exit::LOCKED,
         Some(ErrorKind::ParentNeeded | ErrorKind::Parent) => exit::PARENT,

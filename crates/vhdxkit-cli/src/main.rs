@@ -12,13 +12,18 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::Cli;
+use failure::Said;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     console::start_logging();
-    let untouched = cli.command.untouched();
+    let said = Said {
+        untouched: cli.command.untouched(),
+        before: cli.command.untouched_before(),
+        to_share: cli.command.to_share(),
+    };
     match commands::run(cli) {
         Ok(code) => code,
-        Err(error) => failure::report(&error, untouched),
+        Err(error) => failure::report(&error, said),
     }
 }

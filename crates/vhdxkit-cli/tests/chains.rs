@@ -219,6 +219,16 @@ fn a_lost_parent_is_named_found_and_linked_again() {
     // Checking tells it, too.
     let checked = json(&vhdx(&["check", "--json", &one]).exits_with(3));
     assert_eq!(checked["findings"][0]["code"], "V33");
+    let told = vhdx(&["check", &two, "--search", &folder]).exits_with(3);
+    assert!(told.contains(&format!("{repair}\n")), "the link of {one} is wrong: {told}");
+    // A copy that lies there by chance is not what was asked for.
+    let chance = dir.path("a-copy.vhdx");
+    std::fs::copy(&new_place, &chance).unwrap();
+    let told = vhdx(&["check", &one]).exits_with(3);
+    assert!(told.contains(&format!("vhdx relink {one} --parent {chance}\n")), "{told}");
+    let told = vhdx(&["check", &one, "--search", &folder]).exits_with(3);
+    assert!(told.contains(&format!("{repair}\n")), "{told}");
+    std::fs::remove_file(&chance).unwrap();
     // Looking works without it.
     let info = vhdx(&["info", &two]).succeeds();
     assert!(info.contains("not found"), "{info}");

@@ -79,7 +79,10 @@ fn writing_beside_change_tracking_files_warns() {
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains(&tracking));
     let report = json(&String::from_utf8(output.stdout).unwrap());
-    assert_eq!(report["change_tracking"], Value::Array(vec![tracking.into()]));
+    assert_eq!(report["change_tracking"], Value::Array(vec![tracking.clone().into()]));
+    // A dry run says the same of what would follow.
+    let dry = json(&vhdx(&["compact", "--json", "-n", &image]).succeeds());
+    assert_eq!(dry["change_tracking"], Value::Array(vec![tracking.into()]));
 }
 
 #[test]
@@ -247,6 +250,41 @@ fn an_entry_is_extracted_raw_or_as_the_sectors_it_writes() {
     vhdx(&["log", "extract", &image, "--entry", "424242"]).fails_with(1);
 }
 
+/// An entry was written over whatever had the name, in place: the image itself, a disk on which others build, one that
+/// a guest has open. It is a file like any other that is made here.
+#[test]
+fn an_extracted_entry_replaces_nothing_that_is_needed() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let log = json(&vhdx(&["log", "show", "--json", &image]).succeeds());
+    let sequence = log["active"]["last_sequence"].to_string();
+    let extract =
+        |out: &str| vhdx(&["log", "extract", &image, "--entry", &sequence, "--force", "-o", out]);
+    let [base, child, held] = ["base.vhdx", "child.avhdx", "held.vhdx"].map(|name| dir.path(name));
+    vhdx(&["create", &base, "8M"]).succeeds();
+    vhdx(&["create", &child, "--parent", &base]).succeeds();
+    std::fs::copy(&child, &held).unwrap();
+    let guest =
+        vhdxkit::storage::FileStorage::open(held.as_ref(), vhdxkit::storage::OpenMode::ReadWrite);
+    let guest = guest.unwrap();
+    for (out, status, why) in
+        [(&image, 1, "same file"), (&base, 1, "builds on"), (&held, 4, "in use")]
+    {
+        let before = dir.fingerprint(out);
+        let refused = extract(out).fails_with(status);
+        assert!(refused.contains(why), "{refused}");
+        assert!(dir.fingerprint(out) == before, "{out} was written to");
+    }
+    drop(guest);
+    // What is replaced is the name; whoever else has the old file keeps it.
+    let (old, out) = (dir.path("old.bin"), dir.path("entry.bin"));
+    std::fs::write(&old, "precious").unwrap();
+    std::fs::hard_link(&old, &out).unwrap();
+    extract(&out).succeeds();
+    assert_eq!(std::fs::read(&old).unwrap(), b"precious");
+    assert_eq!(&std::fs::read(&out).unwrap()[..4], b"loge");
+}
+
 #[test]
 fn every_structure_can_be_dumped() {
     let dir = Workdir::new();
@@ -277,6 +315,61 @@ fn failures_say_what_where_and_what_was_not_touched() {
     vhdx(&["read", &dir.copy("crashed.vhdx"), "--offset", "1T"]).fails_with(1);
 }
 
+/// "The disk is whole, and compacting again goes on" about a file that is not even there frightens people, and "an
+/// undo file restores it" sends them looking for one. As long as nothing has begun, that is what is said.
+#[test]
+fn what_has_not_begun_is_not_said_to_be_half_done() {
+    let dir = Workdir::new();
+    let missing = dir.path("not-there.vhdx");
+    for command in [
+        &["compact", &missing][..],
+        &["compact", "-n", &missing],
+        &["resize", &missing, "1G"],
+        &["write", &missing],
+        &["log", "replay", &missing],
+        &["check", &missing, "--repair"],
+        &["recover", &missing],
+        &["recover", &missing, "--to", &dir.path("new.vhdx"), "--orphans", &dir.path("o")],
+    ] {
+        let text = vhdx(command).fails_with(1);
+        let untouched = text.lines().find(|line| line.contains("not touched")).expect(&text);
+        assert!(untouched.contains("; nothing was"), "{command:?}: {text}");
+        for word in ["again", "undo", "unfinished", "old size"] {
+            assert!(!untouched.contains(word), "{command:?}: {text}");
+        }
+    }
+    // Nothing was to be changed by a check, so it need not say so; of a repair one wants to know.
+    let letter = dir.path("letter");
+    std::fs::write(&letter, "hello").unwrap();
+    let text = vhdx(&["check", &letter]).exits_with(3);
+    assert!(!text.contains("nothing was changed"), "{text}");
+    let text = vhdx(&["check", &letter, "--repair"]).exits_with(3);
+    assert!(text.contains("nothing was changed"), "{text}");
+}
+
+/// An image whose log is replayed on the way has changed, though there was nothing to do otherwise.
+#[test]
+fn a_log_that_was_replayed_is_not_called_no_change() {
+    let dir = Workdir::new();
+    let image = dir.copy("crashed.vhdx");
+    let before = std::fs::read(&image).unwrap();
+    let info = json(&vhdx(&["info", "--json", &image]).succeeds());
+    let size = info["virtual_size"].to_string();
+    let again = || std::fs::write(&image, &before).unwrap();
+    let text = vhdx(&["resize", &image, &size]).succeeds();
+    assert!(text.contains("only its log was replayed"), "{text}");
+    assert!(std::fs::read(&image).unwrap() != before);
+    let text = vhdx(&["resize", &image, &size]).succeeds();
+    assert!(text.contains("the file was not changed"), "{text}");
+    again();
+    let told = json(&vhdx(&["resize", "--json", &image, &size]).succeeds());
+    assert_eq!(told["changed"], true, "{told}");
+    // A disk that has been compacted gives nothing back, and has nothing to replay.
+    vhdx(&["compact", &image]).succeeds();
+    let told = json(&vhdx(&["compact", "--json", &image]).succeeds());
+    assert_eq!(told["changed"], false, "{told}");
+}
+
 /// A log that cannot be replayed: reading takes the user's word, and says so.
 #[test]
 fn an_image_with_an_invalid_log_is_read_only_on_the_users_word() {
@@ -304,11 +397,34 @@ fn an_image_with_an_invalid_log_is_read_only_on_the_users_word() {
     assert_eq!(read(&["read", "--without-log", &crashed]), read(&["read", &crashed]));
 }
 
+/// A script that tells wrong usage (2) from a disk that failed (1) must be able to rely on it, whoever finds the
+/// mistake: the parser, or the command that puts two options together. The files are never looked at.
 #[test]
 fn wrong_usage_exits_with_2() {
-    for arguments in [&["frobnicate"][..], &["info"], &["read", "x", "--offset", "1.5Q"]] {
-        vhdx(arguments).fails_with(2);
+    let dir = Workdir::new();
+    let image = dir.copy("clean.vhdx");
+    let before = dir.fingerprint(&image);
+    for arguments in [
+        &["frobnicate"][..],
+        &["info"],
+        &["read", "x", "--offset", "1.5Q"],
+        &["resize", &image, "mini"],
+        &["resize", &image, "--", "-5Q"],
+        &["compact", &image, "--ignore-parent-id"],
+        &["create", &dir.path("new.vhdx"), "1G", "--block-size", "3M"],
+        &["create", &dir.path("new.vhd"), "1G", "--log-size", "1M"],
+        &["convert", &image, &dir.path("new.unknown")],
+        &["convert", &image, "-", "--to", "vhdx"],
+        &["measure", &image, "--to", "raw", "--fixed"],
+        &["map", "--html", "-", &image],
+    ] {
+        let text = vhdx(arguments).fails_with(2);
+        assert!(!text.contains("not touched"), "{arguments:?}: {text}");
     }
+    let text = vhdx(&["resize", &image, "mini"]).fails_with(2);
+    assert!(text.contains("'mini'") && text.contains("+20G") && text.contains("min"), "{text}");
+    assert_eq!(dir.fingerprint(&image), before);
+    assert_eq!(dir.names(), ["clean.vhdx"]);
 }
 
 #[test]
@@ -318,6 +434,9 @@ fn help_begins_with_examples_and_generated_pages_exist() {
         let help = vhdx(command).succeeds();
         assert!(help.starts_with("Examples:"), "{help}");
     }
+    let resize = vhdx(&["resize", "--help"]).succeeds();
+    let size = resize.split("Arguments:").nth(1).and_then(|rest| rest.split("Options:").next());
+    assert!(size.expect("arguments").contains("`min`"), "{resize}");
     vhdx(&["man", &dir.path("share/man")]).succeeds();
     let pages = std::fs::read_dir(dir.path("share/man")).unwrap();
     let names: Vec<_> = pages.map(|page| page.unwrap().file_name()).collect();

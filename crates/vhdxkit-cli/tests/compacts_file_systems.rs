@@ -277,6 +277,48 @@ fn a_disk_like_wsls_gives_back_what_was_deleted() {
     sh(kind.check, &[("f", &raw)]);
 }
 
+/// Windows' blocks of 32 MiB stay for one byte. How much that is, and what to type, is told; typed, it comes true.
+/// And the plan says that checkpoints elsewhere, which nobody looks for, would not know the disk any more.
+#[test]
+fn large_blocks_that_keep_free_space_are_pointed_out() {
+    if !have("mkfs.ext4") {
+        return;
+    }
+    let dir = Workdir::new();
+    let (raw, image, small) = (dir.path("raw"), dir.path("large.vhdx"), dir.path("NEW.vhdx"));
+    File::create(&raw).unwrap().set_len(512 * MIB).unwrap();
+    sh("mkfs.ext4 -q $f", &[("f", &raw)]);
+    let disk = FileDisk(File::open(&raw).unwrap(), 512 * MIB);
+    let survey = vhdxkit_volumes::survey(&disk, 0..512 * MIB).unwrap();
+    let mut full = std::fs::read(&raw).unwrap();
+    for range in survey.free.ranges() {
+        full[range.start as usize..range.end as usize].fill(0xA5);
+    }
+    std::fs::write(&raw, &full).unwrap();
+    vhdx(&["convert", &raw, &image, "--block-size", "32M"]).succeeds();
+    let command = format!("vhdx convert --block-size 1M {image} NEW.vhdx && vhdx compact NEW.vhdx");
+    let elsewhere = "checkpoints of it in other folders";
+    let plan = vhdx(&["compact", "-n", &image]).succeeds();
+    assert!(plan.contains(&command) && plan.contains(elsewhere), "{plan}");
+    vhdx(&["convert", "--block-size", "1M", &image, &small]).succeeds();
+    let (_, told) = vhdx(&["compact", &image]).succeeds_with_errors();
+    assert!(told.contains(&command) && told.contains(elsewhere), "{told}");
+    let told = vhdx(&["compact", "-n", &small]).succeeds();
+    assert!(!told.contains("--block-size"), "{told}");
+    vhdx(&["compact", &small]).succeeds();
+    let [kept, after] = [&image, &small].map(|path| std::fs::metadata(path).unwrap().len());
+    let (_, figure) = plan.split_once("at least ").expect(&plan);
+    let (figure, _) = figure.split_once(" MiB more").expect(&plan);
+    let figure: f64 = figure.parse().unwrap();
+    let truth = (kept - after) as f64 / MIB as f64;
+    println!("told {figure} MiB, it was {truth} MiB");
+    assert!(figure <= truth && figure > truth * 0.8, "told {figure} MiB, it was {truth} MiB");
+    // Nothing to gain: nothing is said.
+    let zeros_only = vhdx(&["compact", "-n", "--free-space", "none", &image]).succeeds();
+    assert!(!zeros_only.contains("--block-size"), "{zeros_only}");
+    assert!(!zeros_only.contains(elsewhere), "{zeros_only}");
+}
+
 /// What a journal has not written yet is nobody's but the file system's.
 #[test]
 fn a_file_system_that_was_not_unmounted_gives_nothing_away() {

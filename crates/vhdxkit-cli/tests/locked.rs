@@ -64,6 +64,41 @@ fn an_image_that_qemu_writes_is_refused_with_its_process_id() {
     vhdx(&["info", &image]).succeeds();
 }
 
+/// Advice to type an option that the command does not take sends people in a circle. Here it is our own library that
+/// has the image open for writing.
+#[test]
+fn sharing_is_advised_only_by_commands_that_can() {
+    let dir = Workdir::new();
+    let (image, other) = (dir.copy("clean.vhdx"), dir.copy("crashed.vhdx"));
+    let held = vhdxkit::OpenOptions::new().write(true).open(&image).unwrap();
+    for command in [
+        &["info", &image][..],
+        &["check", &image],
+        &["convert", &image, &dir.path("x.raw")],
+        &["recover", &image],
+    ] {
+        let text = vhdx(command).fails_with(4);
+        assert!(text.contains("; --force-share reads it"), "{command:?}: {text}");
+    }
+    let text = vhdx(&["serve", &image, "--run", "true"]).fails_with(4);
+    assert!(text.contains("--read-only --force-share"), "{text}");
+    for command in [
+        &["resize", &image, "1G"][..],
+        &["compact", &image],
+        &["log", "replay", &image],
+        &["check", &image, "--repair"],
+        &["set", &image, "--new-disk-id"],
+        // It is the target that is in use.
+        &["convert", "--force", &other, &image],
+    ] {
+        let text = vhdx(command).fails_with(4);
+        let rest = text.split_once("what to do: ").expect(&text).1;
+        assert!(!text.contains("--force-share"), "{command:?}: {text}");
+        assert!(rest.starts_with("stop that program"), "{command:?}: {text}");
+    }
+    drop(held);
+}
+
 /// The disk's every block lies at the same place, so that converting it takes long enough to be
 /// stopped, on a file of a few mebibytes.
 fn endless_disk(dir: &Workdir) -> String {

@@ -201,7 +201,7 @@ fn a_page_replaces_nothing_but_a_page_and_that_only_by_force() {
         assert!(std::fs::read(&target).unwrap().starts_with(b"<!DOCTYPE html>"));
     }
     vhdx(&["map", "--html", &dir.path("no/such/page.html"), &image]).fails_with(1);
-    vhdx(&["map", "--html", "-", &image]).fails_with(1);
+    vhdx(&["map", "--html", "-", &image]).fails_with(2);
     std::fs::remove_file(&target).unwrap();
     assert_eq!(dir.names(), names);
     let usage = Run::command(&["map", "--force", &image]).output().unwrap();

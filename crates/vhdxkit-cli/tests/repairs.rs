@@ -223,6 +223,52 @@ fn neighbours_behind_the_end_are_one_line() {
     assert_eq!(told["doubtful_blocks"][0]["count"], 6);
 }
 
+/// A program that reads a dry run must not take a list that was cut for the whole, nor miss the blocks in doubt.
+#[test]
+fn a_dry_run_counts_what_it_does_not_list() {
+    let dir = Workdir::new();
+    let mut bytes = vhdxkit_testkit::faults::sound().build_vec();
+    let end = bytes.len() as u64;
+    for block in 6..12u64 {
+        let at = (3 << 20) + 8 * block as usize;
+        bytes[at..at + 8].copy_from_slice(&((end + (block << 20)) | 6).to_le_bytes());
+    }
+    // Reserved bits of more entries than are listed.
+    let image = dir.path("many.vhdx");
+    vhdx(&["create", &image, "256M", "--block-size", "1M"]).succeeds();
+    let mut many = std::fs::read(&image).unwrap();
+    for entry in 0..200 {
+        many[(3 << 20) + 8 * entry + 1] = 0x10;
+    }
+    std::fs::write(&image, &many).unwrap();
+    let disk = dir.path("disk.vhdx");
+    std::fs::write(&disk, &bytes).unwrap();
+    for image in [&image, &disk] {
+        let checked = json(&vhdx(&["check", "--json", image]).exits_with(3));
+        let dry = json(&vhdx(&["check", "--json", image, "--repair", "--dry-run"]).exits_with(3));
+        for member in ["result", "findings", "left_out", "doubtful_blocks"] {
+            assert_eq!(dry[member], checked[member], "{member}");
+        }
+        let expected = if image == &disk { 0 } else { 1 };
+        assert_eq!(dry["left_out"].as_object().unwrap().len(), expected, "{dry}");
+    }
+}
+
+/// "--repair: extend the file" below a block that lies gigabytes behind its end was a promise that the repair did not
+/// keep: below a finding stands what a repair of this file would do, or on which word.
+#[test]
+fn below_a_finding_stands_what_a_repair_of_this_file_does() {
+    let dir = Workdir::new();
+    let text = check_text(&dir, &fault("a block lies behind the end of the file").bytes);
+    assert!(text.contains(" --repair --allow-data-loss: "), "{text}");
+    assert!(!text.contains(" --repair: "), "{text}");
+    // Where it does mend, that is said as before.
+    let text = check_text(&dir, &fault("a block in state 5").bytes);
+    assert!(text.contains(" --repair: "), "{text}");
+    let text = check_text(&dir, &fault("the file ends within a block").bytes);
+    assert!(text.contains(" --repair: "), "{text}");
+}
+
 /// What is no VHDX is called by its name, whatever its file is called, and nobody is told to repair it.
 #[test]
 fn a_file_of_another_kind_is_named() {
@@ -253,6 +299,33 @@ fn a_file_of_another_kind_is_named() {
     let mut bytes = vhdxkit_testkit::faults::sound().build_vec();
     bytes[..1 << 20].fill(0xee);
     assert!(check_text(&dir, &bytes).contains("vhdx recover"));
+}
+
+/// A file that somebody has sent can be named so that a terminal clears its screen, or shows another name. The name is
+/// made visible, and the command that is printed still takes the file when it is typed.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_name_that_a_terminal_would_obey_is_made_visible() {
+    let dir = Workdir::new();
+    let image = dir.path("d'\u{1b}[2J\n\u{202e}k.vhdx");
+    let bytes = fault("a block in state 5").bytes;
+    std::fs::write(&image, &bytes).unwrap();
+    let words = ["--repair", "--dry-run"];
+    let mut told = vhdx(&["check", &image]).exits_with(3);
+    told += &vhdx(&["check", &image, words[0], words[1]]).exits_with(3);
+    let done = vhdx(&["check", &image, "--repair"]).succeeds();
+    told += &done;
+    told += &vhdx(&["check", &format!("{image}.none")]).fails_with(1);
+    told += &vhdx(&["info", &dir.path("\u{1b}.vhdx")]).fails_with(1);
+    for hidden in ['\u{1b}', '\u{202e}'] {
+        assert!(!told.contains(hidden), "{told:?}");
+    }
+    assert!(told.contains(r"d'\u{1b}[2J\u{a}\u{202e}k.vhdx: repaired"), "{told}");
+    let Some((_, undo)) = done.split_once("to take it back: vhdx ") else { panic!("{done}") };
+    let typed = format!("{} {}", env!("CARGO_BIN_EXE_vhdx"), undo.lines().next().unwrap());
+    let Some(run) = peer("bash", &["-c", &typed]) else { return };
+    run.succeeds();
+    assert!(std::fs::read(&image).unwrap() == bytes);
 }
 
 /// `-disk.vhdx` behind a command would be taken for options.

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::{Args, ValueEnum};
 use vhdxkit::CreateOptions;
 use vhdxkit::format::Guid;
 use vhdxkit::vhd::VhdOptions;
 
 use super::{ContentsArgs, FormatName, ParentArgs, parse_size};
+use crate::failure::wrong_usage;
 
 /// The shape of an image to be made. What is not given is Windows' choice, or that of the source.
 #[derive(Debug, Clone, Copy, Args)]
@@ -57,14 +57,16 @@ impl MakeArgs {
             TargetFormat::Vhdx => {}
             TargetFormat::Raw if !self.any() => {}
             TargetFormat::Raw => {
-                bail!("a raw copy has no block size, sector size, log or identity to choose")
+                wrong_usage!("a raw copy has no block size, sector size, log or identity to choose")
             }
             TargetFormat::Vhd if !sectors && self.log_size.is_none() => {}
-            TargetFormat::Vhd => bail!("a VHD has sectors of 512 bytes and no log; take a VHDX"),
+            TargetFormat::Vhd => {
+                wrong_usage!("a VHD has sectors of 512 bytes and no log; take a VHDX")
+            }
             TargetFormat::Qcow2 => {
                 let shape = Self { block_size: None, ..self };
                 if shape.any() {
-                    bail!(
+                    wrong_usage!(
                         "of a qcow2 image only the cluster size can be chosen, with --block-size"
                     );
                 }
@@ -150,14 +152,37 @@ pub(crate) struct WriteArgs {
 pub(crate) struct ResizeArgs {
     /// The VHDX file. It will be changed.
     pub(crate) image: PathBuf,
-    /// `100G`, or a difference: `+20G`, `-5G` (after `--`).
-    #[arg(allow_hyphen_values = true)]
-    pub(crate) size: String,
+    /// `100G`; or a difference: `+20G`, `-5G` (after `--`); or `min`, as small as what it holds allows.
+    #[arg(allow_hyphen_values = true, value_parser = parse_new_size)]
+    pub(crate) size: NewSize,
     /// Cut off data and partitions.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArgs,
+}
+
+/// The size that a disk is to be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    /// As small as what it holds allows.
+    Smallest,
+    /// This one.
+    To(u64),
+    /// Larger by so much.
+    More(u64),
+    /// Smaller by so much.
+    Less(u64),
+}
+
+fn parse_new_size(text: &str) -> Result<NewSize, String> {
+    let size = match text.split_at_checked(1) {
+        _ if text == "min" => return Ok(NewSize::Smallest),
+        Some(("+", more)) => parse_size(more).map(NewSize::More),
+        Some(("-", less)) => parse_size(less).map(NewSize::Less),
+        _ => parse_size(text).map(NewSize::To),
+    };
+    size.map_err(|_| format!("'{text}' is no size; write 100G, or a difference: +20G, -5G; or min"))
 }
 
 /// Arguments of `convert`.

@@ -1,10 +1,14 @@
 //! The command line. Completions and man pages are made from this definition too.
 
 mod chain;
+mod checking;
+mod failing;
+mod logging;
 mod making;
 mod mapping;
 #[cfg(target_os = "linux")]
 mod mounting;
+mod reading;
 mod recovering;
 #[cfg(target_os = "linux")]
 mod serving;
@@ -18,13 +22,18 @@ use vhdxkit::defect::{Defect, Severity};
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::{Image, OpenOptions};
 
+use crate::console::{named, shown};
+
 pub(crate) use chain::{MergeArgs, ParentArgs, RelinkArgs, SetArgs, open_as_far_as_possible};
+pub(crate) use checking::CheckArgs;
+pub(crate) use logging::{ExtractArgs, LogCommand, ReplayArgs};
 pub(crate) use making::{
-    ConvertArgs, CreateArgs, MeasureArgs, ResizeArgs, TargetFormat, WriteArgs,
+    ConvertArgs, CreateArgs, MeasureArgs, NewSize, ResizeArgs, TargetFormat, WriteArgs,
 };
 pub(crate) use mapping::MapArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use mounting::{MountArgs, UnmountArgs};
+pub(crate) use reading::{CompareArgs, DumpArgs, DumpWhat, InfoArgs, ReadArgs};
 pub(crate) use recovering::RecoverArgs;
 #[cfg(target_os = "linux")]
 pub(crate) use serving::{PlaceArgs, ServeArgs};
@@ -161,7 +170,9 @@ Examples:
 
 A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force. \
 After growing, enlarge the partition and its file system inside the guest. `min` keeps every partition, \
-file system and byte that is not zero: shrink those in the guest first.")]
+file system and byte that is not zero: shrink those in the guest first. A GPT has a second copy at the end \
+of the disk, which has to be cut off with --force and made anew in the guest, by `sgdisk -e`: `min` says \
+which size to type.")]
     Resize(ResizeArgs),
     /// Give back the space that a disk holds without need: the file becomes shorter.
     #[command(before_help = "\
@@ -340,69 +351,6 @@ Examples:
     },
 }
 
-impl Command {
-    /// What a failure of this command has certainly not touched.
-    pub(crate) fn untouched(&self) -> &'static str {
-        match self {
-            Self::Log(LogCommand::Replay(_)) => {
-                "the guest's data; if the file was changed at all, replaying again completes it"
-            }
-            Self::Convert(_) => "the image; no unfinished copy was left behind",
-            Self::Recover(_) => "the damaged file; no unfinished image was left behind",
-            Self::Create(_) => "any file; no unfinished image was left behind",
-            Self::Write(_) => {
-                "anything outside of the range; what earlier flushes made durable is safe"
-            }
-            Self::Compact(_) => {
-                "what the guest has stored; the disk is whole, and compacting again goes on"
-            }
-            Self::Resize(_) => "the guest's data; the disk has its old size or the new one",
-            Self::Merge(_) => {
-                "what the child shows: it finds its parent, and merging again goes on where this stopped"
-            }
-            Self::Check(args) if args.mend.undo.is_some() => {
-                "any other file; if the image was changed at all, the same command goes on where this stopped"
-            }
-            Self::Check(args) if args.mend.repair && !args.mend.dry_run => {
-                "anything that was not named; if the image was changed at all, repairing again completes it, and \
-                 its undo file restores it"
-            }
-            Self::Relink(_) | Self::Set(_) => "the guest's data",
-            #[cfg(target_os = "linux")]
-            Self::Serve(_) => "anything but what clients wrote; what was flushed for them is safe",
-            Self::Mount(_) | Self::Unmount(_) => {
-                "the image, but for what was written through the mount; what was synced is safe"
-            }
-            Self::Completions { .. } | Self::Man { .. } => "any image",
-            _ => "the image; nothing was written",
-        }
-    }
-}
-
-/// The sub-commands of `log`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum LogCommand {
-    /// Tell what every entry of the log is and what it changed.
-    #[command(before_help = "\
-Examples:
-  vhdx log show disk.vhdx
-  vhdx log show --json disk.vhdx | jq .active")]
-    Show(ImageArgs),
-    /// Apply the pending entries in the file itself, as a hypervisor would on attach.
-    #[command(before_help = "\
-Examples:
-  cp --sparse=always disk.vhdx copy.vhdx && vhdx log replay copy.vhdx
-
-Reading commands do not need this: they replay in memory.")]
-    Replay(ReplayArgs),
-    /// Write one entry's bytes to a file or to stdout.
-    #[command(before_help = "\
-Examples:
-  vhdx log extract disk.vhdx --entry 1004 -o entry.bin
-  vhdx log extract disk.vhdx --entry 1004 --sectors | xxd | less")]
-    Extract(ExtractArgs),
-}
-
 /// An image to be read.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ImageArgs {
@@ -451,161 +399,13 @@ impl ContentsArgs {
 /// Says on stderr what was accepted although it is an error, and what a log holds that no replay reaches.
 pub(crate) fn warn(path: &Path, image: &Image) {
     for finding in image.findings().list() {
-        let path = path.display();
+        let (path, text) = (named(path), shown(&finding.to_string()));
         if finding.severity() == Severity::Error {
-            eprintln!("warning: {path}: read without its log: {finding}");
+            eprintln!("warning: {path}: read without its log: {text}");
         } else if matches!(finding, Defect::UnreachableEntries { .. }) {
-            eprintln!("warning: {path}: the newest changes are missing: {finding}");
+            eprintln!("warning: {path}: the newest changes are missing: {text}");
         }
     }
-}
-
-/// Arguments of `info`.
-#[derive(Debug, Args)]
-pub(crate) struct InfoArgs {
-    #[command(flatten)]
-    pub(crate) image: ImageArgs,
-    #[command(flatten)]
-    pub(crate) parents: ParentArgs,
-    /// Tell of the parents, too, child first.
-    #[arg(long)]
-    pub(crate) chain: bool,
-    /// Format of the file; recognised without this.
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) from: Option<FormatName>,
-    /// Count the blocks even where that means reading a very large table.
-    #[arg(long)]
-    pub(crate) count_blocks: bool,
-}
-
-/// Arguments of `check`.
-#[derive(Debug, Args)]
-pub(crate) struct CheckArgs {
-    #[command(flatten)]
-    pub(crate) image: ImageArgs,
-    #[command(flatten)]
-    pub(crate) parents: ParentArgs,
-    #[command(flatten)]
-    pub(crate) mend: MendArgs,
-}
-
-/// How `check` mends an image, and takes it back.
-#[derive(Debug, Args)]
-pub(crate) struct MendArgs {
-    /// Mend what can be mended without a guess, in this image only, not in its parents.
-    #[arg(long)]
-    pub(crate) repair: bool,
-    /// Only say what a repair would do.
-    #[arg(long, requires = "repair")]
-    pub(crate) dry_run: bool,
-    /// Give up a log that cannot be replayed, if the file is consistent without it.
-    #[arg(long, requires = "repair")]
-    pub(crate) discard_log: bool,
-    /// Let blocks read as zeros whose contents are not in the file any more; give up log entries that
-    /// cannot be reached.
-    #[arg(long, requires = "repair")]
-    pub(crate) allow_data_loss: bool,
-    /// Which of two headers counts that contradict each other.
-    #[arg(long, value_name = "1|2", requires = "repair", value_parser = clap::value_parser!(u8).range(1..=2))]
-    pub(crate) use_header: Option<u8>,
-    /// Write no undo file. What is written over is gone for good.
-    #[arg(long, requires = "repair")]
-    pub(crate) no_undo: bool,
-    /// Take a repair back: the undo file that it has written.
-    #[arg(long, value_name = "FILE", conflicts_with = "repair")]
-    pub(crate) undo: Option<PathBuf>,
-    /// Take it back although the image was written since. What was written then is lost.
-    #[arg(long, requires = "undo")]
-    pub(crate) force: bool,
-}
-
-/// Arguments of `log replay`.
-#[derive(Debug, Args)]
-pub(crate) struct ReplayArgs {
-    /// The VHDX file. It will be changed.
-    pub(crate) image: PathBuf,
-    /// Replay although a damaged entry keeps newer ones from being replayed, which are lost then.
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-/// Arguments of `log extract`.
-#[derive(Debug, Args)]
-pub(crate) struct ExtractArgs {
-    #[command(flatten)]
-    pub(crate) image: ImageArgs,
-    /// The sequence number of the entry.
-    #[arg(long, value_name = "SEQ")]
-    pub(crate) entry: u64,
-    /// Where in the log it starts, in bytes, when the number alone is ambiguous.
-    #[arg(long, value_name = "LOG_OFFSET", value_parser = parse_size)]
-    pub(crate) at: Option<u64>,
-    /// Write the 4 KiB sectors that the entry would put in place, one after another, instead of its
-    /// raw bytes.
-    #[arg(long)]
-    pub(crate) sectors: bool,
-    /// Write to this file instead of stdout.
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
-    /// Replace the output if it exists.
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-/// Arguments of `dump`.
-#[derive(Debug, Args)]
-pub(crate) struct DumpArgs {
-    #[command(flatten)]
-    pub(crate) image: ImageArgs,
-    /// Which structure.
-    pub(crate) what: DumpWhat,
-}
-
-/// What `dump` can decode.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum DumpWhat {
-    /// The file identifier and both header copies.
-    Header,
-    /// The region table.
-    Regions,
-    /// The metadata table and its items.
-    Metadata,
-    /// Every entry of the BAT that is not zero.
-    Bat,
-    /// The sector bitmaps of a differencing disk.
-    Bitmap,
-}
-
-/// Arguments of `read`.
-#[derive(Debug, Args)]
-pub(crate) struct ReadArgs {
-    /// The VHDX file.
-    pub(crate) image: PathBuf,
-    #[command(flatten)]
-    pub(crate) open: ContentsArgs,
-    /// First byte: a multiple of the disk's logical sector size.
-    #[arg(long, default_value = "0", value_parser = parse_size)]
-    pub(crate) offset: u64,
-    /// Bytes, a multiple of the sector size; without it up to the end of the disk.
-    #[arg(long, value_parser = parse_size)]
-    pub(crate) length: Option<u64>,
-}
-
-/// Arguments of `compare`.
-#[derive(Debug, Args)]
-pub(crate) struct CompareArgs {
-    /// The first disk.
-    pub(crate) a: PathBuf,
-    /// The second disk.
-    pub(crate) b: PathBuf,
-    /// Format of the first; recognised without this.
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) format_a: Option<FormatName>,
-    /// Format of the second; recognised without this.
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) format_b: Option<FormatName>,
-    #[command(flatten)]
-    pub(crate) open: ContentsArgs,
 }
 
 /// Formats that can be read.

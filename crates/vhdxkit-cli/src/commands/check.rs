@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -13,11 +13,11 @@ use vhdxkit::OpenOptions;
 use vhdxkit::defect::{Defect, Remedy, Severity};
 use vhdxkit::findings::Findings;
 use vhdxkit::ops::check::{CheckedImage, check_chain};
-use vhdxkit::ops::repair::{Plan, RepairOptions, Word, plan_file};
+use vhdxkit::ops::repair::{Left, Plan, RepairOptions, Word, plan_file};
 
 use super::{Context, foreign, repair};
 use crate::args::CheckArgs;
-use crate::console::{Bar, count, print_json, stop_on_signal, wrapped};
+use crate::console::{Bar, count, is_hidden, named, print_json, shown, stop_on_signal, wrapped};
 use crate::failure::exit;
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
     if !context.json
         && let Some(foreign) = foreign::recognise(&args.image.image)
     {
-        foreign.print(&mut io::stdout().lock(), &args.image.image)?;
+        foreign.print(&mut io::stdout().lock(), &args.image.image, args.mend.repair)?;
         return Ok(exit_code(true));
     }
     if args.mend.repair {
@@ -40,8 +40,13 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
     } else {
         let mut out = io::stdout().lock();
         for image in &images {
-            print_findings(&mut out, &image.findings)?;
-            print_verdict(&mut out, image, args.image.open.force_share)?;
+            let outlook = match image.findings.has_problems() {
+                true => Outlook::of(&image.path, args.image.open.force_share),
+                false => Outlook::default(),
+            };
+            let outlook = outlook.with_link(image, args);
+            print_findings(&mut out, &image.path, &image.findings, &outlook)?;
+            print_verdict(&mut out, image, &outlook)?;
         }
     }
     Ok(exit_code(problems))
@@ -85,22 +90,29 @@ pub(super) fn finding_as_json(path: &Path, finding: &Defect) -> Value {
 
 /// The stable core of the answer, `repaired` having been mended.
 pub(super) fn as_json(images: &[CheckedImage], repaired: &[&str]) -> Value {
+    let images: Vec<_> = images.iter().map(|image| (&*image.path, &image.findings)).collect();
+    findings_as_json(&images, repaired)
+}
+
+/// The same of findings, child first.
+pub(super) fn findings_as_json(images: &[(&Path, &Findings)], repaired: &[&str]) -> Value {
     let mut list = Vec::new();
     let mut left_out = serde_json::Map::new();
-    for CheckedImage { path, findings, .. } in images {
+    for (path, findings) in images {
         list.extend(findings.list().iter().map(|finding| finding_as_json(path, finding)));
         for (code, rest) in findings.left_out() {
             let sum = left_out.get(code).and_then(Value::as_u64).unwrap_or(0) + rest as u64;
             left_out.insert(code.to_owned(), json!(sum));
         }
     }
-    let doubtful = images.first().map_or_else(Vec::new, |image| image.findings.doubtful_blocks());
+    let doubtful = images.first().map_or_else(Vec::new, |(_, found)| found.doubtful_blocks());
     let doubtful: Vec<Value> = doubtful
         .iter()
         .map(|run| json!({ "first": run.start, "count": run.end - run.start }))
         .collect();
+    let problems = images.iter().any(|(_, findings)| findings.has_problems());
     json!({
-        "result": if has_problems(images) { "problems" } else { "ok" },
+        "result": if problems { "problems" } else { "ok" },
         "findings": list,
         "left_out": left_out,
         "doubtful_blocks": doubtful,
@@ -110,7 +122,12 @@ pub(super) fn as_json(images: &[CheckedImage], repaired: &[&str]) -> Value {
 
 /// The findings, one after another, the worst last: that is what stays on the screen. A line each for those who
 /// search; on a terminal they are broken so that they can be read.
-pub(super) fn print_findings(out: &mut impl Write, findings: &Findings) -> io::Result<()> {
+pub(super) fn print_findings(
+    out: &mut impl Write,
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> io::Result<()> {
     let terminal = io::stdout().is_terminal();
     let mut list: Vec<&Defect> = findings.list().iter().collect();
     list.sort_by_key(|finding| finding.severity());
@@ -122,14 +139,16 @@ pub(super) fn print_findings(out: &mut impl Write, findings: &Findings) -> io::R
         let place = finding.offset().map(|at| format!(" at {at:#x}")).unwrap_or_default();
         let (severity, code) = (finding.severity().name(), finding.code());
         let start = format!("{severity:<8}{code:<11}");
-        let text = format!("{}{place}: {text}", finding.structure());
+        // A child says what it likes of its parent's place.
+        let text =
+            format!("{}{place}: {}", finding.structure(), shown(&text.replace("\n  ", "; ")));
         match terminal {
             true => wrapped(out, &start, 19, &text)?,
             false => writeln!(out, "{start}{text}")?,
         }
         if finding.severity() > Severity::Info && !told.contains(&code) {
             told.push(code);
-            print_remedy(out, finding)?;
+            print_remedy(out, path, finding, outlook)?;
         }
     }
     for (code, rest) in findings.left_out() {
@@ -171,8 +190,22 @@ fn folded(list: &[&Defect]) -> (usize, String) {
     (run.len(), text)
 }
 
-fn print_remedy(out: &mut impl Write, finding: &Defect) -> io::Result<()> {
+/// What helps against a finding: what a repair of this very file would do, where it is known to do nothing.
+fn print_remedy(
+    out: &mut impl Write,
+    path: &Path,
+    finding: &Defect,
+    outlook: &Outlook,
+) -> io::Result<()> {
+    let left = outlook.left_of(finding.code());
     let text = match finding.remedy() {
+        Remedy::Repair(_) if let Some(left) = left => {
+            let why = left.why.replace("IMAGE", &quoted(path));
+            match left.word {
+                Some(word) => format!("--repair {}: {why}", word.option()),
+                None => format!("not by --repair: {why}"),
+            }
+        }
         Remedy::Repair(what) => format!("--repair: {what}"),
         Remedy::OnYourWord(word, what) => format!("--repair {word}: {what}"),
         Remedy::Elsewhere(what) => format!("not by --repair: {what}"),
@@ -197,10 +230,10 @@ pub(super) fn number_of(findings: &Findings, severity: Severity) -> u64 {
 fn print_verdict(
     out: &mut impl Write,
     image: &CheckedImage,
-    force_share: bool,
+    outlook: &Outlook,
 ) -> anyhow::Result<()> {
     let CheckedImage { path, findings, .. } = image;
-    let name = path.display();
+    let name = named(path);
     let of = |severity| number_of(findings, severity);
     let errors = count(of(Severity::Error), "error", "errors");
     let warnings = count(of(Severity::Warning), "warning", "warnings");
@@ -214,7 +247,7 @@ fn print_verdict(
         (_, 0) => writeln!(out, "{name}: {errors}")?,
         _ => writeln!(out, "{name}: {errors}, {warnings}")?,
     }
-    print_advice(out, path, findings, &Outlook::of(path, force_share))
+    print_advice(out, path, findings, outlook)
 }
 
 /// What a repair would do or has done, as far as the last lines of an answer depend on it.
@@ -226,16 +259,38 @@ pub(super) struct Outlook {
     pub(super) mends: bool,
     /// Words on which it would do something, or more.
     pub(super) words: Vec<Word>,
+    /// What it would leave, or has left.
+    left: Vec<Left>,
+    /// Codes of findings of which it would mend some, or has mended them.
+    mended: Vec<&'static str>,
+    /// A child whose link is wrong, and its parent where that was found.
+    pub(super) relink: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Outlook {
     /// Of a file that nobody has tried to repair.
     pub(super) fn of(path: &Path, force_share: bool) -> Self {
         match plan_file(path, &RepairOptions::default(), force_share, &mut ()) {
-            Ok(plan) => Self { written: false, mends: !plan.is_empty(), ..Self::after(&plan) },
+            Ok(plan) => Self::before(&plan),
             // What cannot be thought out cannot be offered either.
             Err(_) => Self::default(),
         }
+    }
+
+    /// Why a repair does nothing about any finding of this code that is there; `None` where it does, or nobody knows.
+    fn left_of(&self, code: &str) -> Option<&Left> {
+        let mends = !self.written && self.mended.contains(&code);
+        self.left.iter().find(|left| left.code == code && !mends)
+    }
+
+    /// With the link to a parent that a person has to mend.
+    pub(super) fn with_link(self, image: &CheckedImage, args: &CheckArgs) -> Self {
+        Self { relink: to_relink(image, args), ..self }
+    }
+
+    /// As long as a plan is one.
+    pub(super) fn before(plan: &Plan) -> Self {
+        Self { written: false, mends: !plan.is_empty(), ..Self::after(plan) }
     }
 
     /// Once a plan has been carried out.
@@ -246,8 +301,41 @@ impl Outlook {
                 words.push(word);
             }
         }
-        Self { written: !plan.is_empty(), mends: false, words }
+        let mended = if plan.is_empty() { Vec::new() } else { plan.codes() };
+        let left = plan.left().to_vec();
+        Self { written: !plan.is_empty(), words, left, mended, ..Self::default() }
     }
+}
+
+/// Which child of the chain has to be told its parent, and which that is. One in a folder that the user has named
+/// comes before one that lies there by chance.
+fn to_relink(image: &CheckedImage, args: &CheckArgs) -> Option<(PathBuf, Option<PathBuf>)> {
+    let own = || image.path.clone();
+    let stale = |finding: &Defect| match finding {
+        Defect::ParentPathStale { found } => Some(PathBuf::from(found)),
+        _ => None,
+    };
+    if let Some(parent) = image.findings.list().iter().find_map(stale) {
+        return Some((own(), Some(parent)));
+    }
+    let relinked = |finding: &Defect| {
+        finding.severity() > Severity::Info
+            && matches!(finding.remedy(), Remedy::Elsewhere(what) if what.contains("relink"))
+    };
+    if !image.findings.list().iter().any(relinked) {
+        return None;
+    }
+    let options = OpenOptions::new().force_share(args.image.open.force_share).without_log(true);
+    let Err(error) = args.parents.over(options).open(&image.path) else {
+        return Some((own(), None));
+    };
+    let Some(problem) = error.parent_problem() else { return Some((own(), None)) };
+    let searched =
+        |path: &&PathBuf| args.parents.search.iter().any(|folder| path.starts_with(folder));
+    let found = problem.found.iter().find(searched).or_else(|| problem.found.first());
+    // A link further up may be the one that is wrong.
+    let child = Some(&problem.child).filter(|child| !child.as_os_str().is_empty());
+    Some((child.cloned().unwrap_or_else(own), found.cloned()))
 }
 
 /// A word on the command line, and what it means.
@@ -305,11 +393,14 @@ fn what_to_type(
         let save = format!("vhdx log extract {file} --entry {first} -o entry-{first}.bin");
         lines.push((save, "saves a log entry that a repair would give up"));
     }
-    let relink = bad().any(
-        |finding| matches!(finding.remedy(), Remedy::Elsewhere(what) if what.contains("relink")),
-    );
-    if relink {
-        lines.push((format!("vhdx relink {file} --parent PARENT"), ""));
+    if let Some((child, parent)) = &outlook.relink {
+        let (child, why) = (quoted(child), "tells the child where its parent lies");
+        match parent {
+            Some(parent) => {
+                lines.push((format!("vhdx relink {child} --parent {}", quoted(parent)), why));
+            }
+            None => lines.push((format!("vhdx relink {child} --parent PARENT"), why)),
+        }
     }
     let dry = format!("vhdx check {file} --repair --dry-run");
     if outlook.mends {
@@ -430,8 +521,23 @@ pub(super) fn quoted(path: &Path) -> String {
 /// Any text as a shell takes it.
 pub(super) fn quoted_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
-    match text.chars().all(plain) && !text.is_empty() {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
+    if text.chars().all(plain) && !text.is_empty() {
+        return text.to_owned();
     }
+    if !text.contains(is_hidden) {
+        return format!("'{}'", text.replace('\'', "'\\''"));
+    }
+    // As bash, zsh and ksh spell what is not to be seen by a terminal.
+    let mut word = "$'".to_owned();
+    for character in text.chars() {
+        match character {
+            '\'' | '\\' => word.extend(['\\', character]),
+            hidden if is_hidden(hidden) => {
+                word.extend([format!("\\U{:08x}", u32::from(hidden))]);
+            }
+            other => word.push(other),
+        }
+    }
+    word.push('\'');
+    word
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use vhdxkit::format::Guid;
 use vhdxkit::ops::Progress;
@@ -12,21 +12,24 @@ use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan
 use vhdxkit::{ErrorKind, OpenOptions};
 
 use super::Context;
+use super::check::quoted;
 use super::children::require_none_builds_on;
 use super::ls;
-use super::write::warn_of_change_tracking;
+use super::small_blocks::LargeBlocks;
+use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
-use crate::console::{Bar, count, print_json, size, stop_on_signal};
+use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
+use crate::failure::{begin, has_begun, wrong_usage};
 
 pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let path = &args.image;
-    let name = path.display().to_string();
+    let name = named(path);
     let failed = || format!("cannot compact {name}");
     let options = CompactOptions::default()
         .free_space(args.free_space == FreeSpaceName::Auto)
         .assume_clean(args.assume_clean);
     if args.parents.ignore_parent_id && !args.dry_run {
-        bail!(
+        wrong_usage!(
             "{name}: with a parent that may be another disk, what equals it must not go; `vhdx relink` tells the \
              child its true parent first"
         );
@@ -34,21 +37,37 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     stop_on_signal();
     if args.dry_run {
         let image = args.parents.over(OpenOptions::new()).open(path)?;
+        let large = LargeBlocks::of(&image).with_context(failed)?;
         let mut bar = Bar::new("looking", image.file_size(), context.quiet);
         let plan = plan(&image, &options, &mut bar).with_context(failed)?;
         drop(bar);
         let identity = image.headers().current().data_write_guid;
         match context.json {
-            true => print_json(&as_json(&plan, plan.file_size, None, &[]))?,
-            false => print_plan(&mut io::stdout().lock(), &name, &plan)?,
+            true => {
+                let tracking = change_tracking(path);
+                print_json(&as_json(&plan, plan.file_size, None, &tracking))?;
+            }
+            false => {
+                let mut out = io::stdout().lock();
+                print_plan(&mut out, path, &plan)?;
+                print_hint(&mut out, path, large.as_ref(), &plan, args.assume_clean)?;
+            }
         }
         return require_no_children(path, identity, &plan, args.force).with_context(failed);
     }
+    // Looked at first: what cannot be opened is told before anything is changed.
+    let replays = is_replayed_to_write(&args.parents.over(OpenOptions::new()).open(path)?);
+    if replays {
+        begin();
+    }
     let image = args.parents.over(OpenOptions::new().write(true)).open(path)?;
     let identity = image.headers().current().data_write_guid;
+    let large = LargeBlocks::of(&image).with_context(failed)?;
     let tracking = warn_of_change_tracking(path);
     let mut watch = Watch {
         path,
+        assume_clean: args.assume_clean,
+        large,
         identity,
         force: args.force,
         context,
@@ -65,20 +84,27 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         let stopped = error.kind() == ErrorKind::Cancelled;
         let error = anyhow::Error::new(error).context(failed());
         if stopped {
-            error.context("stopped; the same command goes on with the rest")
+            error.context(match has_begun() {
+                true => "stopped; the same command goes on with the rest",
+                false => "stopped before anything was changed",
+            })
         } else {
             error
         }
     })?;
     if context.json {
         let after = report.bytes_after;
-        return print_json(&as_json(&report.plan, report.bytes_before, Some(after), &tracking));
+        let mut answer = as_json(&report.plan, report.bytes_before, Some(after), &tracking);
+        answer["changed"] = json!(replays || report.plan.has_work());
+        return print_json(&answer);
     }
     let mut out = io::stdout().lock();
     let (before, after) = (report.bytes_before, report.bytes_after);
     match before.saturating_sub(after) {
         0 if !report.plan.has_work() => {
-            writeln!(out, "{name}: nothing to give back; the file was not changed")?;
+            let log =
+                if replays { "only its log was replayed" } else { "the file was not changed" };
+            writeln!(out, "{name}: nothing to give back; {log}")?;
         }
         0 => {
             let inside = size(report.plan.released_bytes());
@@ -98,6 +124,8 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
 /// What happens while a disk is compacted: told, and stopped where others would be lost.
 struct Watch<'a> {
     path: &'a Path,
+    assume_clean: bool,
+    large: Option<LargeBlocks>,
     identity: Guid,
     force: bool,
     context: Context,
@@ -117,6 +145,9 @@ impl Observer for Watch<'_> {
             self.refused = Some(refusal);
             return ControlFlow::Break(());
         }
+        if plan.has_work() {
+            begin();
+        }
         let work = plan.released_bytes().saturating_add(plan.to_move);
         self.bar = Bar::new("giving back", work, self.context.quiet);
         ControlFlow::Continue(())
@@ -126,10 +157,32 @@ impl Observer for Watch<'_> {
 impl Watch<'_> {
     fn judge(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if !self.context.json {
-            print_plan(&mut io::stderr().lock(), &self.path.display().to_string(), plan)?;
+            let mut out = io::stderr().lock();
+            print_plan(&mut out, self.path, plan)?;
+            print_hint(&mut out, self.path, self.large.as_ref(), plan, self.assume_clean)?;
         }
         require_no_children(self.path, self.identity, plan, self.force)
     }
+}
+
+/// What smaller blocks would give back besides.
+fn print_hint(
+    out: &mut dyn Write,
+    path: &Path,
+    large: Option<&LargeBlocks>,
+    plan: &Plan,
+    assume_clean: bool,
+) -> io::Result<()> {
+    let Some(large) = large else { return Ok(()) };
+    let Some(kept) = large.kept(plan, assume_clean) else { return Ok(()) };
+    writeln!(
+        out,
+        "  at least {} more are free, in blocks of {} that hold other things, too: smaller ones give it back\n    \
+         vhdx convert --block-size 1M {} NEW.vhdx && vhdx compact NEW.vhdx",
+        size(kept),
+        size(large.size),
+        quoted(path)
+    )
 }
 
 /// Refuses a plan after which images beside this one would not know it any more.
@@ -157,7 +210,7 @@ fn tally_json(tally: Tally) -> Value {
 
 fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) -> Value {
     json!({
-        "changed": after.is_some() && plan.has_work(),
+        "changed": false,
         "dry_run": after.is_none(),
         "bytes_before": before,
         "bytes_after": after.unwrap_or(plan.file_size_after),
@@ -178,7 +231,8 @@ fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) ->
     })
 }
 
-fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()> {
+fn print_plan(out: &mut dyn Write, path: &Path, plan: &Plan) -> anyhow::Result<()> {
+    let name = named(path);
     let given = plan.file_size.saturating_sub(plan.file_size_after);
     let (now, after) = (size(plan.file_size), size(plan.file_size_after));
     match (plan.has_work(), size(given)) {
@@ -200,10 +254,16 @@ fn print_plan(out: &mut dyn Write, name: &str, plan: &Plan) -> anyhow::Result<()
     if plan.unowned > 0 {
         writeln!(out, "  {:<32}{:>9}", "gaps that belong to nothing", size(plan.unowned))?;
     }
+    if plan.is_visible() {
+        writeln!(
+            out,
+            "  it gets a new identity: checkpoints of it in other folders, unseen here, are lost"
+        )?;
+    }
     if plan.damaged > 0 {
         let blocks =
             count(plan.damaged, "block has a damaged entry", "blocks have damaged entries");
-        writeln!(out, "  {blocks} and cannot be judged: vhdx check {name}")?;
+        writeln!(out, "  {blocks} and cannot be judged: vhdx check {}", quoted(path))?;
     }
     for volume in &plan.volumes {
         let (place, contents) = (ls::place(volume), ls::contents(volume));

@@ -17,7 +17,8 @@ use vhdxkit::view::geometry::DiskType;
 
 use super::{Context, new_file};
 use crate::args::{ConvertArgs, TargetFormat, warn};
-use crate::console::{Bar, print_json, size, stop_on_signal};
+use crate::console::{Bar, named, print_json, size, stop_on_signal};
+use crate::failure::wrong_usage;
 
 /// What every conversion can tell.
 struct Done {
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
             "bytes_written": done.written,
         }));
     }
-    let name = args.target.display();
+    let name = named(&args.target);
     let (file, stored) = (size(done.file_size), size(done.written));
     match format {
         TargetFormat::Raw => writeln!(io::stdout(), "{name}: {file} raw, {stored} of it stored")?,
@@ -90,12 +91,12 @@ fn target_format(args: &ConvertArgs) -> anyhow::Result<TargetFormat> {
         (None, Some("vhd")) => TargetFormat::Vhd,
         (None, Some("qcow2")) => TargetFormat::Qcow2,
         (None, Some("avhdx" | "avhd")) => {
-            bail!(
+            wrong_usage!(
                 "a checkpoint (.avhdx, .avhd) cannot be the target of a copy; name it .vhdx or .vhd"
             )
         }
         (None, Some(other @ ("vmdk" | "vdi"))) => {
-            bail!(
+            wrong_usage!(
                 "this version writes VHDX, VHD, qcow2 and raw, not {other}; pass --to to use that name anyway"
             )
         }
@@ -104,12 +105,12 @@ fn target_format(args: &ConvertArgs) -> anyhow::Result<TargetFormat> {
         (None, Some(_)) if std::fs::metadata(&args.target).is_ok_and(|meta| !meta.is_file()) => {
             TargetFormat::Raw
         }
-        (None, Some(other)) => bail!(
+        (None, Some(other)) => wrong_usage!(
             "the name .{other} does not say which format the copy is to have; pass --to vhdx, vhd, qcow2 or raw"
         ),
     };
     if args.target.as_os_str() == "-" && format != TargetFormat::Raw {
-        bail!("only raw bytes can be streamed: an image is not written from front to back");
+        wrong_usage!("only raw bytes can be streamed: an image is not written from front to back");
     }
     args.make.judge(format)?;
     Ok(format)

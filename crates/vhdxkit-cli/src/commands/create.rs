@@ -9,7 +9,8 @@ use vhdxkit::{CreateOptions, Image};
 
 use super::{Context, new_file};
 use crate::args::CreateArgs;
-use crate::console::{print_json, size, stop_on_signal};
+use crate::console::{named, print_json, size, stop_on_signal};
+use crate::failure::by_options;
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     let extension = args.image.extension().and_then(|e| e.to_str()).unwrap_or_default();
@@ -23,7 +24,7 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     };
     let options = args.make.over(options);
     // Bad options are told before the file is looked at.
-    let file_size = measure(&options, None).with_context(failed)?.required;
+    let file_size = measure(&options, None).map_err(by_options).with_context(failed)?.required;
     let existing = new_file::judge_target(&args.image, args.force)?;
     if existing.as_ref().is_some_and(|meta| !meta.is_file()) {
         bail!("{} is no file", args.image.display());
@@ -45,15 +46,11 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
         (None, true) => "fixed",
         (None, false) => "dynamic",
     };
-    let (name, disk, file) = (args.image.display(), size(options.virtual_size()), size(file_size));
+    let (name, disk, file) = (named(&args.image), size(options.virtual_size()), size(file_size));
     let mut out = io::stdout().lock();
     writeln!(out, "{name}: a {kind} disk of {disk} in a file of {file}")?;
     if let Some(parent) = &args.parent {
-        writeln!(
-            out,
-            "  do not write to {} from now on: its child would be lost",
-            parent.display()
-        )?;
+        writeln!(out, "  do not write to {} from now on: its child would be lost", named(parent))?;
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use vhdxkit::vhd::VhdOptions;
 
 use super::{Context, new_file};
 use crate::args::{CreateArgs, TargetFormat};
-use crate::console::{print_json, size, stop_on_signal};
+use crate::console::{named, print_json, size, stop_on_signal};
+use crate::failure::by_options;
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot create {}", args.image.display());
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     };
     let options = args.make.over_vhd(options);
     // Bad options are told before the file is looked at.
-    let file_size = measure_vhd(&options, None).with_context(failed)?.required;
+    let file_size = measure_vhd(&options, None).map_err(by_options).with_context(failed)?.required;
     let existing = new_file::judge_target(&args.image, args.force)?;
     if existing.as_ref().is_some_and(|meta| !meta.is_file()) {
         bail!("{} is no file", args.image.display());
@@ -45,14 +46,14 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
         (None, true) => "fixed",
         (None, false) => "dynamic",
     };
-    let (name, disk, file) = (args.image.display(), size(options.virtual_size()), size(file_size));
+    let (name, disk, file) = (named(&args.image), size(options.virtual_size()), size(file_size));
     let mut out = io::stdout().lock();
     writeln!(out, "{name}: a {kind} VHD (version 1) of {disk} in a file of {file}")?;
     if let Some(parent) = &args.parent {
         writeln!(
             out,
             "  do not write to {} from now on: its child would show a mixture, and nobody could tell",
-            parent.display()
+            named(parent)
         )?;
     }
     if options.is_fixed() && !options.virtual_size().is_multiple_of(1 << 20) {

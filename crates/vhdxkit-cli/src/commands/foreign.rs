@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::check::quoted;
+use crate::console::named;
 
 /// A file with nothing of a VHDX in it.
 #[derive(Debug)]
@@ -81,8 +82,10 @@ fn has_parts_of_one(file: &mut File, length: u64) -> io::Result<bool> {
 }
 
 impl Foreign {
-    pub(super) fn print(&self, out: &mut impl Write, path: &Path) -> io::Result<()> {
-        writeln!(out, "{}: {}; nothing was changed", path.display(), self.what)?;
+    /// `asked`: somebody wanted it mended.
+    pub(super) fn print(&self, out: &mut impl Write, path: &Path, asked: bool) -> io::Result<()> {
+        let mended = if asked { "; nothing was changed" } else { "" };
+        writeln!(out, "{}: {}{mended}", named(path), self.what)?;
         if let Some((command, why)) = &self.command {
             writeln!(out, "\n  What to type    {command}")?;
             writeln!(out, "                      {why}")?;

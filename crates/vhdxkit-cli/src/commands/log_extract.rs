@@ -1,12 +1,15 @@
 //! `vhdx log extract`.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context as _, bail};
 use vhdxkit::log::{EntryStatus, Log, LogEntry, Update};
-use vhdxkit::storage::{FileStorage, OpenMode};
+use vhdxkit::storage::{FileStorage, OpenMode, Storage as _};
 use vhdxkit::view::headers::HeaderPair;
 
+use super::convert::same_file;
+use super::new_file;
 use crate::args::ExtractArgs;
 
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<()> {
@@ -63,9 +66,19 @@ fn put(args: &ExtractArgs, bytes: &[u8]) -> anyhow::Result<()> {
         out.write_all(bytes)?;
         return Ok(());
     };
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(args.force).truncate(args.force).create_new(!args.force);
-    let named = || format!("cannot write {} (--force replaces an existing file)", path.display());
-    let mut file = options.open(path).with_context(named)?;
-    file.write_all(bytes).with_context(named)
+    if same_file(path, &args.image.image) {
+        bail!("source and target are the same file");
+    }
+    let existing = new_file::judge_target(path, args.force)?;
+    if existing.as_ref().is_some_and(|meta| !meta.is_file()) {
+        // Pipes, devices and /dev/null take the bytes as they come.
+        let named = || format!("cannot write to {}", path.display());
+        let mut file = File::options().write(true).open(path).with_context(named)?;
+        return file.write_all(bytes).with_context(named);
+    }
+    new_file::make(path, args.force, existing.as_ref(), |file| {
+        file.write_at(0, bytes)
+            .and_then(|()| file.sync())
+            .map_err(|e| vhdxkit::Error::io("cannot write the entry", 0, e))
+    })
 }

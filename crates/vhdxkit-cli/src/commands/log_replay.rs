@@ -10,10 +10,11 @@ use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 use super::Context;
 use super::write::warn_of_change_tracking;
 use crate::args::ReplayArgs;
-use crate::console::{count, print_json, size};
+use crate::console::{count, named, print_json, size};
+use crate::failure::begin;
 
 pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
-    let path = args.image.display().to_string();
+    let path = named(&args.image);
     let named = || format!("cannot replay the log of {path}");
     let file = FileStorage::open(&args.image, OpenMode::ReadWrite).with_context(named)?;
     let length = file.len()?;
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
             "{finding}; replay a copy, or take a backup first (--force replays what can be replayed)"
         );
     }
+    begin();
     let report = pending.carry_out(&file).with_context(named)?;
     if context.json {
         let done = report.unwrap_or(ReplayReport {

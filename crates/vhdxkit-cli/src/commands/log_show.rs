@@ -16,7 +16,7 @@ use vhdxkit::view::headers::HeaderPair;
 use super::Context;
 use super::log_words::{self, state_name};
 use crate::args::ImageArgs;
-use crate::console::{count, size};
+use crate::console::{count, named, size};
 use anyhow::Context as _;
 
 pub(crate) fn run(args: &ImageArgs, context: Context) -> anyhow::Result<()> {
@@ -78,7 +78,7 @@ impl<W: Write> Teller<'_, W> {
             )?;
             return Ok(());
         }
-        let name = args.image.display();
+        let name = named(&args.image);
         match log.place() {
             Some(place) => {
                 writeln!(

@@ -7,7 +7,7 @@ use vhdxkit::ops::partitions::{Volume, volumes};
 
 use super::Context;
 use crate::args::LsArgs;
-use crate::console::{print_json, size};
+use crate::console::{named, print_json, size};
 
 pub(crate) fn run(args: &LsArgs, context: Context) -> anyhow::Result<()> {
     let image = args.open.open(&args.image)?;
@@ -15,7 +15,7 @@ pub(crate) fn run(args: &LsArgs, context: Context) -> anyhow::Result<()> {
     if context.json {
         return print_json(&Value::Array(found.iter().map(as_json).collect()));
     }
-    print_text(&args.image.display().to_string(), image.virtual_size(), &found)
+    print_text(&named(&args.image), image.virtual_size(), &found)
 }
 
 /// What is known of a volume, for programs.

@@ -11,7 +11,7 @@ use vhdxkit::ops::merge::{MergeOptions, MergeReport, merge};
 use super::Context;
 use super::write::warn_of_change_tracking;
 use crate::args::MergeArgs;
-use crate::console::{Bar, print_json, size, stop_on_signal};
+use crate::console::{Bar, named, print_json, size, stop_on_signal};
 
 pub(crate) fn run(args: &MergeArgs, context: Context) -> anyhow::Result<()> {
     let open = args.parents.over(OpenOptions::new());
@@ -56,7 +56,7 @@ fn as_json(report: &MergeReport, tracking: &[String]) -> serde_json::Value {
 
 fn print_text(args: &MergeArgs, report: &MergeReport) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    let (child, target) = (args.child.display(), report.target.display());
+    let (child, target) = (named(&args.child), named(&report.target));
     writeln!(out, "{target}: has everything of {child} now, {} copied", size(report.copied))?;
     for (paths, what) in [
         (&report.deleted, "deleted"),
@@ -64,7 +64,7 @@ fn print_text(args: &MergeArgs, report: &MergeReport) -> anyhow::Result<()> {
         (&report.orphaned, "cannot be read any more, its parent has changed"),
     ] {
         for path in paths {
-            writeln!(out, "  {}: {what}", path.display())?;
+            writeln!(out, "  {}: {what}", named(path))?;
         }
     }
     Ok(())

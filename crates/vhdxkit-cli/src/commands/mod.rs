@@ -32,9 +32,11 @@ mod recover;
 mod relink;
 mod repair;
 mod resize;
+mod second_gpt;
 #[cfg(target_os = "linux")]
 mod serve;
 mod set;
+mod small_blocks;
 #[cfg(target_os = "linux")]
 mod snapshot;
 #[cfg(target_os = "linux")]
@@ -81,6 +83,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(&args, context),
         #[cfg(target_os = "linux")]
         Command::Serve(args) => serve::run(&args, context),
+        #[cfg(target_os = "linux")]
         Command::Mount(args) => mount::run(&args, context),
         #[cfg(target_os = "linux")]
         Command::Unmount(args) => unmount::run(&args, context).map(done),

@@ -12,6 +12,7 @@ use vhdxkit::storage::{FileStorage, OpenMode};
 use vhdxkit::{ErrorKind, OpenOptions};
 
 use super::children::require_none_builds_on;
+use crate::failure::TargetInUse;
 
 /// Refuses a target that must not be written. Gives what is there already.
 pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
@@ -38,7 +39,7 @@ pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Me
 fn refuse_in_use(path: &Path) -> anyhow::Result<()> {
     match FileStorage::open(path, OpenMode::ReadOnly { force_share: false }) {
         Err(e) if e.kind() == ErrorKind::Locked => {
-            Err(e).with_context(|| format!("cannot replace {}", path.display()))
+            Err(e).with_context(|| TargetInUse(format!("cannot replace {}", path.display())))
         }
         _ => Ok(()),
     }

@@ -17,8 +17,8 @@ use vhdxkit::{Image, OpenOptions, ParentPolicy};
 use super::convert::same_file;
 use super::{Context, new_file};
 use crate::args::RecoverArgs;
-use crate::console::{Bar, count, print_json, size, stop_on_signal};
-use crate::failure::{NoParent, exit};
+use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
+use crate::failure::{NoParent, begin, exit};
 
 /// Runs of blocks that are printed for people, of each fate.
 const MOST_RUNS: usize = 12;
@@ -53,6 +53,7 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
         print_report(&args.image, report)?;
     }
     if let Some(folder) = args.orphans.as_deref().filter(|_| !args.dry_run) {
+        begin();
         extract_orphans(&salvage, folder, context)?;
     }
     let written = match to {
@@ -68,6 +69,7 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
             let total = report.geometry.map_or(0, |geometry| geometry.virtual_size());
             let mut bar = Bar::new("recovering", total, context.quiet);
             let parent = parent.map(|parent| (parent, &parent_options));
+            begin();
             let made = new_file::make(to, args.force, existing.as_ref(), |file| {
                 salvage.write(file, parent, &mut bar)
             });
@@ -136,7 +138,7 @@ fn extract_orphans(salvage: &Salvage, folder: &Path, context: Context) -> anyhow
 
 fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}: {} ({} bytes)", path.display(), size(report.file_size), report.file_size)?;
+    writeln!(out, "{}: {} ({} bytes)", named(path), size(report.file_size), report.file_size)?;
     for Statement { what, trust, offset, text } in &report.found {
         let place = offset.map(|at| format!(" at {at:#x}")).unwrap_or_default();
         print_wrapped(
@@ -252,7 +254,7 @@ fn print_end(
         percent(report)
     )?;
     if let (Some(written), Some(to)) = (written, &args.to) {
-        writeln!(out, "{}: made, {}", to.display(), size(written.file_size))?;
+        writeln!(out, "{}: made, {}", named(to), size(written.file_size))?;
     }
     let text = match (whole, report.geometry.is_some()) {
         (true, _) => "everything was had",

@@ -8,7 +8,7 @@ use vhdxkit::ops::relink::relink;
 
 use super::Context;
 use crate::args::RelinkArgs;
-use crate::console::print_json;
+use crate::console::{named, print_json};
 
 pub(crate) fn run(args: &RelinkArgs, context: Context) -> anyhow::Result<()> {
     let report = relink(&args.child, &args.parent, args.ignore_parent_id)
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &RelinkArgs, context: Context) -> anyhow::Result<()> {
             "other_identity": report.other_identity,
         }));
     }
-    let (child, parent) = (args.child.display(), args.parent.display());
+    let (child, parent) = (named(&args.child), named(&args.parent));
     let mut out = io::stdout().lock();
     match report.changed {
         true => writeln!(out, "{child}: a child of {parent} now")?,

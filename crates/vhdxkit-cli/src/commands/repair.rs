@@ -12,12 +12,13 @@ use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, plan_file, und
 
 use super::Context;
 use super::check::{
-    Outlook, as_json, bar, check, exit_code, finding_as_json, has_problems, number_of,
-    print_advice, print_findings, quoted,
+    Outlook, as_json, bar, check, exit_code, finding_as_json, findings_as_json, has_problems,
+    number_of, print_advice, print_findings, quoted,
 };
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
-use crate::console::{count, print_json, size, stop_on_signal, wrapped};
+use crate::console::{count, named, print_json, size, stop_on_signal, wrapped};
+use crate::failure::begin;
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     let path = &args.image.image;
@@ -42,21 +43,16 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
 fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<ExitCode> {
     let problems = plan.before().has_problems();
     if context.json {
-        let mut answer = json!({
-            "result": if problems { "problems" } else { "ok" },
-            "findings": findings(path, plan),
-            "left_out": {},
-            "repaired": [],
-        });
+        let mut answer = findings_as_json(&[(path, plan.before())], &[]);
         add(&mut answer, path, plan, None, true);
         print_json(&answer)?;
         return Ok(exit_code(problems));
     }
     let mut out = io::stdout().lock();
-    print_findings(&mut out, plan.before())?;
+    print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
     print_plan(&mut out, path, plan, "would be done")?;
     if !plan.is_empty() {
-        writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", path.display())?;
+        writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", named(path))?;
         writeln!(out, "  an undo file is written first, and takes it all back")?;
     }
     Ok(exit_code(problems))
@@ -74,7 +70,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
     let plan = repair.plan();
     if !context.json {
         let mut out = io::stdout().lock();
-        print_findings(&mut out, plan.before())?;
+        print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
         print_plan(&mut out, path, plan, "is done now")?;
     }
     let mut undo = None;
@@ -95,6 +91,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
                 ),
                 None => "the repair stopped; the same command completes it".to_owned(),
             };
+            begin();
             repair.carry_out(&mut progress).with_context(told)?
         }
     };
@@ -109,7 +106,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
         return Ok(exit_code(problems));
     }
     let mut out = io::stdout().lock();
-    let name = path.display();
+    let name = named(path);
     if plan.is_empty() {
         writeln!(out, "\n{name}: nothing was changed")?;
     } else if problems {
@@ -126,8 +123,9 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
             true => Outlook::after(&plan),
             false => Outlook::of(&image.path, args.image.open.force_share),
         };
+        let outlook = outlook.with_link(image, args);
         if !plan.is_empty() {
-            print_findings(&mut out, &image.findings)?;
+            print_findings(&mut out, &image.path, &image.findings, &outlook)?;
         }
         let errors = number_of(&image.findings, Severity::Error);
         if errors > 0 || !plan.is_empty() {
@@ -155,7 +153,7 @@ fn warn_of_children(path: &Path, plan: &Plan) {
             eprintln!(
                 "warning: {} was made on top of this disk and will not know it any more, since its contents \
                  change: `vhdx relink {} --parent {} --ignore-parent-id` joins them again, at your word",
-                child.path.display(),
+                named(&child.path),
                 quoted(&child.path),
                 quoted(path)
             );
@@ -203,7 +201,7 @@ fn add(answer: &mut Value, path: &Path, plan: &Plan, undo: Option<&Path>, dry_ru
 }
 
 fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io::Result<()> {
-    let name = path.display();
+    let name = named(path);
     if plan.is_empty() {
         let asks = plan.left().iter().any(|left| left.word.is_some());
         match asks {
@@ -290,9 +288,9 @@ pub(crate) fn undo(
         true => writeln!(
             out,
             "{}: the repair is undone; the file is, byte for byte, what it was before",
-            path.display()
+            named(path)
         )?,
-        false => writeln!(out, "{}: it is what it was before the repair already", path.display())?,
+        false => writeln!(out, "{}: it is what it was before the repair already", named(path))?,
     }
     if report.forced {
         writeln!(

@@ -9,20 +9,33 @@ use vhdxkit::ops::smallest::smallest_size;
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
-use super::write::warn_of_change_tracking;
-use crate::args::{ResizeArgs, parse_size};
-use crate::console::{print_json, size};
+use super::check::quoted;
+use super::second_gpt::SecondGpt;
+use super::write::{is_replayed_to_write, warn_of_change_tracking};
+use crate::args::{NewSize, ResizeArgs};
+use crate::console::{named, print_json, size};
+use crate::failure::begin;
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot resize {}", args.image.display());
     // Looked at first: a size that cannot be does not even replay the log.
-    judge(&args.parents.over(OpenOptions::new()).open(&args.image)?, args).with_context(failed)?;
+    let image = args.parents.over(OpenOptions::new()).open(&args.image)?;
+    judge(&image, args).with_context(failed)?;
+    let replays = is_replayed_to_write(&image);
+    drop(image);
+    if replays {
+        begin();
+    }
     let mut image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
     let old = image.virtual_size();
     let new = judge(&image, args).with_context(failed)?;
+    let second_gpt = SecondGpt::in_the_way(&image).with_context(failed)?;
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
+    if new != old {
+        begin();
+    }
     let report = image.resize(new, shrink).with_context(failed);
     let closed = image.close();
     let report = report?;
@@ -31,7 +44,7 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let after = std::fs::metadata(&args.image)?.len();
     if context.json {
         return print_json(&json!({
-            "changed": report.size_before != report.size_after,
+            "changed": replays || report.size_before != report.size_after,
             "bytes_before": before,
             "bytes_after": after,
             "virtual_size_before": report.size_before,
@@ -40,15 +53,26 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
             "change_tracking": tracking,
         }));
     }
-    let name = args.image.display();
+    let name = named(&args.image);
     let mut out = io::stdout().lock();
     if report.size_before == report.size_after {
-        writeln!(out, "{name}: has that size already; the file was not changed")?;
+        let log = if replays { "only its log was replayed" } else { "the file was not changed" };
+        writeln!(out, "{name}: has that size already; {log}")?;
     } else {
         writeln!(out, "{name}: {} before, {} now", size(old), size(new))?;
         if new > old {
             writeln!(out, "  enlarge the partition and its file system inside the guest")?;
         }
+    }
+    match second_gpt {
+        Some(second) if new < second.end => writeln!(
+            out,
+            "  the second copy of its GPT was cut off: `sgdisk -e DEVICE` in the guest makes a new one"
+        )?,
+        Some(second) if args.size == NewSize::Smallest => {
+            writeln!(out, "  {}", way_around(args, second.least))?;
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -56,27 +80,34 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
 /// The size to be, unless it is none or cuts a partition.
 fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
     let old = image.virtual_size();
-    let new = wanted(&args.size, image)?;
+    let new = wanted(args.size, image)?;
     if new < old && !args.force {
         require_whole_partitions(image, new)?;
+        if let Some(second) = SecondGpt::in_the_way(image)?.filter(|second| new < second.end) {
+            bail!("{}", way_around(args, new.max(second.least)));
+        }
     }
     Ok(new)
 }
 
-fn wanted(text: &str, image: &Image) -> anyhow::Result<u64> {
+fn wanted(wish: NewSize, image: &Image) -> anyhow::Result<u64> {
     let old = image.virtual_size();
-    let parse = |text: &str| parse_size(text).map_err(|e| anyhow!(e));
-    if text == "min" {
-        return Ok(smallest_size(image, &mut ())?);
-    }
-    let size = if let Some(more) = text.strip_prefix('+') {
-        old.checked_add(parse(more)?)
-    } else if let Some(less) = text.strip_prefix('-') {
-        old.checked_sub(parse(less)?)
-    } else {
-        Some(parse(text)?)
+    let (size, sign, difference) = match wish {
+        NewSize::Smallest => return Ok(smallest_size(image, &mut ())?),
+        NewSize::To(size) => return Ok(size),
+        NewSize::More(more) => (old.checked_add(more), '+', more),
+        NewSize::Less(less) => (old.checked_sub(less), '-', less),
     };
-    size.ok_or_else(|| anyhow!("{text} from {old} bytes leaves no size"))
+    size.ok_or_else(|| anyhow!("{sign}{difference} from {old} bytes leaves no size"))
+}
+
+/// How to make a disk smaller that has nothing at its end but the second copy of its GPT.
+fn way_around(args: &ResizeArgs, size: u64) -> String {
+    format!(
+        "the second copy of its GPT lies at the end of the disk, behind nothing but zeros: `vhdx resize --force {} \
+         {size}` cuts it off and keeps every partition; then `sgdisk -e DEVICE` in the guest makes a new one",
+        quoted(&args.image)
+    )
 }
 
 fn require_whole_partitions(image: &Image, new: u64) -> anyhow::Result<()> {

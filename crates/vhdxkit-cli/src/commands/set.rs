@@ -11,7 +11,7 @@ use super::Context;
 use super::children::require_no_children;
 use super::write::warn_of_change_tracking;
 use crate::args::SetArgs;
-use crate::console::print_json;
+use crate::console::{named, print_json};
 
 pub(crate) fn run(args: &SetArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot change {}", args.image.display());
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &SetArgs, context: Context) -> anyhow::Result<()> {
             "change_tracking": tracking,
         }));
     }
-    let (name, id) = (args.image.display(), geometry.disk_id());
+    let (name, id) = (named(&args.image), geometry.disk_id());
     let sectors = geometry.physical_sector_size();
     writeln!(io::stdout(), "{name}: disk id {id}, physical sectors of {sectors} bytes")?;
     Ok(())

@@ -5,20 +5,28 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
+use vhdxkit::log::LogState;
 use vhdxkit::storage::change_tracking_beside;
 use vhdxkit::{Image, OpenOptions};
 
 use super::Context;
 use crate::args::WriteArgs;
-use crate::console::{print_json, size};
+use crate::console::{named, print_json, shown, size};
+use crate::failure::begin;
 
 const CHUNK: usize = 1 << 20;
 
 pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot write to {}", args.image.display());
     // Looked at first: an image that cannot take these bytes is not even replayed.
-    judge(&Image::open(&args.image)?, args.offset).with_context(failed)?;
+    let looked_at = Image::open(&args.image)?;
+    judge(&looked_at, args.offset).with_context(failed)?;
+    if is_replayed_to_write(&looked_at) {
+        begin();
+    }
+    drop(looked_at);
     let image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
+    begin();
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let copied = copy(&image, args.offset);
@@ -37,10 +45,16 @@ pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
             "change_tracking": tracking,
         }))?;
     } else {
-        let (name, from) = (args.image.display(), args.offset);
+        let (name, from) = (named(&args.image), args.offset);
         writeln!(io::stdout(), "{name}: {} written from byte {from} on", size(written))?;
     }
     Ok(())
+}
+
+/// Whether opening this image for writing changes its file: its log is replayed there then.
+pub(crate) fn is_replayed_to_write(image: &Image) -> bool {
+    // Behind a damaged entry nothing is replayed but at the user's word.
+    image.log().state() == LogState::Dirty && image.log().unreachable_entries().is_none()
 }
 
 /// Refuses what can be told before anything is written.
@@ -118,14 +132,19 @@ fn fill(from: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+/// The files beside an image by which its host knows what has changed.
+pub(crate) fn change_tracking(image: &Path) -> Vec<String> {
+    change_tracking_beside(image).iter().map(|p| p.display().to_string()).collect()
+}
+
 /// Names the files beside an image whose host will not see what is written here.
 pub(crate) fn warn_of_change_tracking(image: &Path) -> Vec<String> {
-    let tracking: Vec<String> =
-        change_tracking_beside(image).iter().map(|p| p.display().to_string()).collect();
+    let tracking = change_tracking(image);
     for file in &tracking {
         eprintln!(
-            "warning: {file} tracks this image's changes for its host, which does not see this one: \
-             delete it before the host uses it again"
+            "warning: {} tracks this image's changes for its host, which does not see this one: \
+             delete it before the host uses it again",
+            shown(file)
         );
     }
     tracking

@@ -16,7 +16,7 @@ use super::{Context, new_file};
 use crate::args::{MapArgs, open_as_far_as_possible, warn};
 use crate::commands::convert::same_file;
 use crate::console::{self, size, stop_on_signal};
-use crate::failure::exit;
+use crate::failure::{exit, wrong_usage};
 use html::Facts;
 
 /// How every page begins, in any case.
@@ -63,7 +63,7 @@ fn run_html(args: &MapArgs, target: &Path, context: Context) -> anyhow::Result<E
     } else {
         let without = if facts.has_picture() { "" } else { ", without a map of the disk" };
         let found = if problems { "; problems were found, the page lists them" } else { "" };
-        let (name, bytes) = (target.display(), size(page.len() as u64));
+        let (name, bytes) = (console::named(target), size(page.len() as u64));
         writeln!(io::stdout(), "{name}: {bytes}{without}{found}")?;
     }
     Ok(if problems { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
@@ -72,7 +72,7 @@ fn run_html(args: &MapArgs, target: &Path, context: Context) -> anyhow::Result<E
 /// A page must not take the place of anything but a page, whatever the user's slip: not even by force.
 fn judge_page(image: &Path, target: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
     if target.as_os_str() == "-" {
-        bail!("the page goes into a file, not to stdout (./- is a file of that name)");
+        wrong_usage!("the page goes into a file, not to stdout (./- is a file of that name)");
     }
     if same_file(image, target) {
         bail!("the page and the image are the same file");

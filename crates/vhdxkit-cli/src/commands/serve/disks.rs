@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use vhdxkit::ops::partitions::{Partition, partitions};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_serve::{Disk, Export, Tell};
@@ -15,7 +15,7 @@ use super::super::snapshot::{in_memory, with_parents_of};
 use super::super::write::warn_of_change_tracking;
 use crate::args::{ServeArgs, warn};
 use crate::console::size;
-use crate::failure::NoParent;
+use crate::failure::{NoParent, wrong_usage};
 
 /// An image, and how clients see it.
 pub(super) struct Served {
@@ -53,13 +53,17 @@ pub(super) fn open_all(args: &ServeArgs, tell: &Arc<Tell>) -> anyhow::Result<Vec
     let several = args.images.len() > 1;
     if !args.names.is_empty() && args.names.len() != args.images.len() {
         let (images, names) = (args.images.len(), args.names.len());
-        bail!("--export was given {names} times for {images} images: once for each, or not at all");
+        wrong_usage!(
+            "--export was given {names} times for {images} images: once for each, or not at all"
+        );
     }
     if several && !args.open.named.is_empty() {
-        bail!("--parent goes with a single image; --parents beneath=DIR goes with several");
+        wrong_usage!("--parent goes with a single image; --parents beneath=DIR goes with several");
     }
     if several && args.snapshot.as_ref().is_some_and(|child| !child.as_os_str().is_empty()) {
-        bail!("--snapshot=CHILD goes with a single image; --snapshot alone goes with several");
+        wrong_usage!(
+            "--snapshot=CHILD goes with a single image; --snapshot alone goes with several"
+        );
     }
     let mut all = Vec::new();
     for (at, path) in args.images.iter().enumerate() {
@@ -70,7 +74,7 @@ pub(super) fn open_all(args: &ServeArgs, tell: &Arc<Tell>) -> anyhow::Result<Vec
             None => String::new(),
         };
         if all.iter().any(|other: &Served| other.name == name) {
-            bail!("two images would be the export '{name}': name all of them with --export");
+            wrong_usage!("two images would be the export '{name}': name all of them with --export");
         }
         all.push(open(args, path, name, tell).with_context(|| cannot_serve(args, path))?);
     }

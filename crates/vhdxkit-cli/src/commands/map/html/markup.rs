@@ -6,6 +6,8 @@
 
 use std::fmt::{self, Display, Write as _};
 
+use crate::console::is_hidden;
+
 /// A page under construction.
 #[derive(Default)]
 pub(super) struct Html(String);
@@ -110,20 +112,6 @@ impl fmt::Write for Escaped<'_> {
         }
         Ok(())
     }
-}
-
-fn is_hidden(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{200B}'..='\u{200F}'
-                | '\u{2028}'..='\u{202E}'
-                | '\u{2060}'..='\u{206F}'
-                | '\u{FEFF}'
-                | '\u{FFFE}'
-                | '\u{FFFF}'
-                | '\u{E0000}'..='\u{E007F}'
-        )
 }
 
 /// A text of bounded length.
