@@ -12,12 +12,13 @@ use std::sync::Arc;
 use damage::{Damage, Damaged, Instead, file, judge, no_damage, salvage, wiped};
 use proptest::prelude::*;
 use vhdxkit::defect::Severity;
+use vhdxkit::format::metadata::{INCOMPLETE_FILE, IS_REQUIRED, IS_USER, Item};
 use vhdxkit::ops::check::check;
 use vhdxkit::ops::recover::{Fate, Salvage, SalvageOptions, Trust};
 use vhdxkit::storage::{FileStorage, MemoryStorage, Storage};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_testkit::random::Random;
-use vhdxkit_testkit::samples;
+use vhdxkit_testkit::{guid, samples};
 
 /// What is written is a clean image that we and QEMU find nothing wrong with, and it shows what the salvage showed.
 /// Contents that are all there keep the identity by which children know them; others do not.
@@ -168,6 +169,28 @@ fn a_child_is_had_as_a_child_and_over_its_parent() {
         }
     }
     assert_eq!(lost, 2, "bitmap at {bitmap:#x}");
+}
+
+/// What the result cannot have is told: an item of the metadata without which its maker wants nobody to open the disk,
+/// and the mark of a file that was never finished.
+#[test]
+fn metadata_that_is_not_copied_is_told() {
+    let unknown = guid(0xabcd, 1);
+    let item = |id, flags| Item { id, flags, data: vec![7; 16] };
+    let plain = item(guid(0xabcd, 2), 0);
+    for (item, said) in [
+        (item(unknown, IS_REQUIRED), unknown.to_string()),
+        (item(unknown, IS_REQUIRED | IS_USER), unknown.to_string()),
+        (Item { data: Vec::new(), ..item(INCOMPLETE_FILE, IS_REQUIRED) }, "never finished".into()),
+    ] {
+        let image = samples::clean().metadata_item(plain.clone()).metadata_item(item);
+        let file = Arc::new(MemoryStorage::new(image.build_vec()));
+        let salvage = Salvage::read(file, &SalvageOptions::new(), &mut ()).unwrap();
+        let remarks = &salvage.report().remarks;
+        assert!(remarks.len() == 1 && remarks[0].contains(&said), "{remarks:?}");
+        let result = salvage.image().unwrap().unwrap();
+        assert!(result.metadata().items().iter().any(|item| item.id == plain.id));
+    }
 }
 
 /// The table of a fixed disk that was filled in order is gone, and no log tells: only the order is left, and it is
