@@ -4,7 +4,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
+use common::failing::{Failing, Fault};
 use common::repairing::some_fault;
 use vhdxkit::ops::repair::{KeepUndo, Repair, RepairOptions, Undo, plan, undo_file};
 use vhdxkit::storage::{MemoryStorage, Storage};
@@ -89,6 +91,39 @@ fn an_undo_file_is_refused_for_another_disk_whose_headers_are_damaged() {
         assert!(!undo.restore(&own, false).unwrap().forced);
         assert!(own.to_vec() == fault.bytes);
     }
+}
+
+/// A repair that was interrupted and another one that completed it: each has its undo file, and they only fit in turn,
+/// the last one first. Whoever begins with the wrong one is told which.
+#[test]
+fn of_two_repairs_the_later_is_taken_back_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhdx");
+    let bytes = some_fault("V27").bytes;
+    std::fs::write(&path, &bytes).unwrap();
+    let repair = Repair::open(&path, &RepairOptions::default(), &mut ()).unwrap();
+    let first = repair.save_undo(KeepUndo::Beside).unwrap().unwrap();
+    // Up to the first write that reaches the file.
+    let left = (0..).find_map(|at| {
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let calls = Arc::new(AtomicUsize::new(0));
+        let medium = Failing { file: Arc::clone(&file), calls, at, fault: Fault::Once };
+        repair.plan().carry_out(&medium, &mut ()).unwrap_err();
+        Some(file.to_vec()).filter(|left| *left != bytes)
+    });
+    drop(repair);
+    std::fs::write(&path, left.unwrap()).unwrap();
+    let second = undo_of(&path);
+    let repaired = std::fs::read(&path).unwrap();
+
+    let error = undo_file(&path, &first, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let (said, name) = (error.to_string(), second.file_name().unwrap().to_str().unwrap());
+    assert!(said.contains("later repair") && said.contains(name), "{said}");
+    assert!(std::fs::read(&path).unwrap() == repaired, "it was written");
+    assert!(undo_file(&path, &second, false).unwrap().changed);
+    assert!(undo_file(&path, &first, false).unwrap().changed);
+    assert!(std::fs::read(&path).unwrap() == bytes);
 }
 
 /// Somebody has changed a table of the repaired file with other tools, which leave the headers alone.

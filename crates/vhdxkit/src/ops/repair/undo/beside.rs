@@ -6,9 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::storage::{FileStorage, OpenMode, Storage};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 use super::{Undo, UndoReport};
+
+/// Between the name of the image and the time.
+const UNDO: &str = ".undo-";
+/// Undo files of one image that are read, the newest first, to find the one that fits.
+const MOST_LOOKED_AT: usize = 16;
 
 /// Writes an undo file beside an image: under a temporary name first, and never over another file.
 pub(in super::super) fn save(
@@ -23,7 +28,7 @@ pub(in super::super) fn save(
     let mut number = 1u32;
     let path = loop {
         let mut path = image.clone().into_os_string();
-        path.push(format!(".undo-{}", utc(SystemTime::now())));
+        path.push(format!("{UNDO}{}", utc(SystemTime::now())));
         if number > 1 {
             path.push(format!("-{number}"));
         }
@@ -82,7 +87,37 @@ pub fn undo_file(path: &Path, undo: &Path, force: bool) -> Result<UndoReport> {
     let file = FileStorage::open(undo, OpenMode::ReadOnly { force_share: false });
     let file = file.map_err(|e| e.in_file(undo))?;
     let read = Undo::read(&file).map_err(|e| e.in_file(undo))?;
-    read.restore(&image, force).map_err(|e| e.in_file(path))
+    let restored = read.restore(&image, force).map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => match later(path, undo, &image) {
+            Some(later) => Error::invalid(format!("{error}: {} is one that fits", later.display())),
+            None => error,
+        },
+        _ => error,
+    });
+    restored.map_err(|e| e.in_file(path))
+}
+
+/// The undo file beside an image, other than the one that does not fit, that fits it as it is now: of the repair
+/// that came last.
+fn later(image: &Path, other: &Path, storage: &dyn Storage) -> Option<PathBuf> {
+    let image = image.canonicalize().ok()?;
+    let other = other.canonicalize().ok()?;
+    let mut start = image.file_name()?.to_os_string();
+    start.push(UNDO);
+    let folder = std::fs::read_dir(image.parent()?).ok()?;
+    let named = folder.filter_map(|entry| entry.ok()).filter(|entry| {
+        let name = entry.file_name();
+        name.as_encoded_bytes().starts_with(start.as_encoded_bytes()) && entry.path() != other
+    });
+    let mut found: Vec<PathBuf> = named.map(|entry| entry.path()).collect();
+    // The names have the time in them.
+    found.sort();
+    found.into_iter().rev().take(MOST_LOOKED_AT).find(|path| {
+        let Ok(file) = FileStorage::open(path, OpenMode::ReadOnly { force_share: false }) else {
+            return false;
+        };
+        Undo::read(&file).is_ok_and(|undo| undo.is_next(storage).unwrap_or(false))
+    })
 }
 
 /// A moment as `20260131T235959Z`.

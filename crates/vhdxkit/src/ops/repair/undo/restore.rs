@@ -85,10 +85,17 @@ impl Undo<'_> {
         Ok(UndoReport { changed: true, bytes_after: length, forced })
     }
 
+    /// Whether it would change an image that is as its repair left it, or on the way there.
+    pub(super) fn is_next(&self, image: &dyn Storage) -> Result<bool> {
+        let done = image.length()? == self.length_before() && self.is_as_before(image)?;
+        Ok(!done && self.judge(image)?.is_none())
+    }
+
     /// Why it must not be restored, if that is so.
     fn judge(&self, image: &dyn Storage) -> Result<Option<String>> {
         let written = "somebody has written the image since the repair: what was written then would be lost, \
-                       and what this undo file holds does not fit the rest any more";
+                       and what this undo file holds does not fit the rest any more. If that was a later repair, \
+                       take that one back first, with its own undo file";
         let foreign = || {
             let name = &self.name;
             format!("this undo file is not for this image (it was made for {name}), or {written}")
