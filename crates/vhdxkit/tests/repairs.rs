@@ -123,6 +123,25 @@ fn an_undo_restores_every_byte_and_the_length() {
     }
 }
 
+/// Pages that are moved back change what the guest sees, and no log has to do with it; what a log held may be missing
+/// afterwards, and no block moves.
+#[test]
+fn a_plan_tells_why_the_guest_sees_something_else() {
+    let of = |fault: &Fault| repair(&fault.bytes, &options(fault)).plan;
+    for fault in repairable().iter().filter(|fault| fault.new_identity) {
+        let plan = of(fault);
+        let why = (plan.moves_blocks_back(), plan.gives_up_log(), plan.lost_bytes() > 0);
+        let expected = match fault.code {
+            "M-BATSHIFT" => (true, false, false),
+            "V8" | "W-LOGGAP" => (false, true, false),
+            _ => (false, false, true),
+        };
+        assert_eq!(why, expected, "{}: {plan:?}", fault.name);
+    }
+    let shifted = repairable().into_iter().find(|fault| fault.code == "M-BATSHIFT").unwrap();
+    assert!(of(&shifted).moves_blocks_back() && of(&shifted).changes_contents());
+}
+
 /// What a repair needs the user's word for is not done without it, and not a byte is changed for it.
 #[test]
 fn nothing_is_given_up_without_the_users_word() {
