@@ -373,6 +373,9 @@ defects! {
     BlockOutside { at: u64, block: u64, file_offset: u64, end: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at),
         Repair("extend the file with zeros when only the block's tail is missing; let it read as zeros with --allow-data-loss"),
         "block {block} lies at {file_offset:#x} to {end:#x}, the file ends at {file_size:#x}";
+    KeptPlaceOutside { at: u64, block: u64, file_offset: u64, end: u64, file_size: u64 } => "V29", Warning, "BAT", Some(*at),
+        Repair("drop the place"),
+        "block {block} was trimmed and keeps a place at {file_offset:#x} to {end:#x}, the file ends at {file_size:#x}: it can be read, but the disk cannot be written";
     BitmapOutside { at: u64, chunk: u64, file_offset: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at), Repair("clear the entry, unless a block needs the bitmap"),
         "the sector bitmap of chunk {chunk} lies at {file_offset:#x}, the file ends at {file_size:#x}";
     BlockCut { at: u64, block: u64, file_size: u64 } => "I-CUT", Info, "BAT", Some(*at), Nothing,

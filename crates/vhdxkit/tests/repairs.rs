@@ -142,6 +142,34 @@ fn a_plan_tells_why_the_guest_sees_something_else() {
     assert!(of(&shifted).moves_blocks_back() && of(&shifted).changes_contents());
 }
 
+/// A block that was trimmed keeps a place that a file which was cut off does not have any more. It reads as it did, but
+/// the disk is not opened for writing: a check must say so, and a repair drops the place.
+#[test]
+fn a_trimmed_block_whose_place_is_cut_off_is_found_and_mended() {
+    let image = vhdxkit_testkit::faults::sound();
+    for state in [1, 3] {
+        let mut bytes = image.build_vec();
+        let behind = bytes.len() as u64 + (1 << 20);
+        let at = image.layout().bat_offset + 8 * 9;
+        vhdxkit_testkit::patch::put_u64(&mut bytes, at, behind.next_multiple_of(1 << 20) | state);
+        let opens = |file: &Arc<MemoryStorage>| {
+            let storage: Arc<dyn Storage> = file.clone();
+            let image = vhdxkit::OpenOptions::new().write(true).open_storage(storage);
+            image.and_then(|image| image.write_at(0, &[1; 512]))
+        };
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let found = check(file.clone(), &mut ()).unwrap();
+        let [defect] = found.list() else { panic!("{:?}", found.list()) };
+        assert_eq!((defect.code(), defect.severity()), ("V29", Severity::Warning));
+        assert!(defect.to_string().contains("block 9"), "{defect}");
+        assert!(opens(&file).is_err());
+        let Done { file, plan, .. } = repair(&bytes, &RepairOptions::default());
+        assert_eq!((plan.codes(), plan.lost_bytes()), (vec!["V29"], 0));
+        assert!(check(file.clone(), &mut ()).unwrap().list().is_empty());
+        opens(&file).unwrap();
+    }
+}
+
 /// What a repair needs the user's word for is not done without it, and not a byte is changed for it.
 #[test]
 fn nothing_is_given_up_without_the_users_word() {
