@@ -387,7 +387,7 @@ defects! {
         "block {block} is PARTIALLY_PRESENT but chunk {chunk} has no sector bitmap";
     ShiftedPage { at: u64, first: u64 } => "M-BATSHIFT", Error, "BAT", Some(*at), Repair("move its entries back"),
         "the page of BAT entries from {first} on was written shifted by one entry (QEMU before 8.0 did that): its blocks show their neighbours' contents";
-    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset"),
+    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset, unless data that nothing else names lies there"),
         "block {block} is in state {state} but carries the offset {file_offset:#x}, which Hyper-V may refuse";
     LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Repair("cut it off where it is zeros at the end of a file with which nothing else is wrong; otherwise `vhdx compact` gives it back"),
         "{bytes} bytes of the file belong to nothing";

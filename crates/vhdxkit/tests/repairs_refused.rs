@@ -7,6 +7,7 @@ use std::sync::Arc;
 use common::repairing::{MIB, block, everything, some_fault};
 use vhdxkit::defect::Severity;
 use vhdxkit::ops::check::check;
+use vhdxkit::ops::recover::{Salvage, SalvageOptions};
 use vhdxkit::ops::repair::{Repair, RepairOptions, plan, plan_file};
 use vhdxkit::storage::{MemoryStorage, Storage};
 use vhdxkit::view::headers::HeaderPair;
@@ -391,8 +392,8 @@ fn junk_in_the_block_table_is_not_taken_for_a_missing_end() {
     assert!(clean.doubtful_blocks().is_empty() && !clean.is_table_overwritten());
 }
 
-/// Damage has cleared the state of an entry and left its offset: that is all that tells where the block is. It is
-/// cleared at the user's word alone.
+/// Damage has cleared the state of an entry and left its offset: that is all that tells where the block is, whether
+/// anything else in the page is wrong or not. It is cleared at the user's word alone.
 #[test]
 fn the_last_trace_of_a_block_is_not_cleared() {
     let image = sound();
@@ -403,14 +404,23 @@ fn the_last_trace_of_a_block_is_not_cleared() {
         put_u64(&mut bytes, bat + 8 * 5, place | state);
         let alone = Arc::new(MemoryStorage::new(bytes.clone()));
         let thought = plan(alone, &RepairOptions::default(), &mut ()).unwrap();
-        assert!(thought.codes().contains(&"V32"), "nothing else is wrong: {thought:?}");
+        assert!(thought.is_empty() && thought.left()[0].code == "V32", "{thought:?}");
+        // Where nothing but zeros lie there is no block.
+        let mut zeros = bytes.clone();
+        zeros[place as usize..(place + MIB) as usize].fill(0);
+        let zeros = Arc::new(MemoryStorage::new(zeros));
+        let thought = plan(zeros.clone(), &RepairOptions::default(), &mut ()).unwrap();
+        assert_eq!(thought.codes(), ["V32"]);
         // Reserved bits in the same page.
         put_u64(&mut bytes, bat + 8 * 9, 0x8);
         let file = Arc::new(MemoryStorage::new(bytes));
         let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
         assert!(!thought.codes().contains(&"V32"), "{thought:?}");
         let left = thought.left().iter().find(|left| left.code == "V32").expect("it is told");
-        assert!(left.word.is_some() && left.why.contains("recover"), "{left:?}");
+        assert!(left.word.is_some() && left.why.contains("--orphans"), "{left:?}");
+        // As that says, it is among what nothing names.
+        let salvage = Salvage::read(file.clone(), &SalvageOptions::new(), &mut ()).unwrap();
+        assert_eq!(salvage.report().orphans, std::slice::from_ref(&(place..place + MIB)));
         thought.carry_out(&*file, &mut ()).unwrap();
         let now = file.to_vec();
         let at = (bat + 8 * 5) as usize;
