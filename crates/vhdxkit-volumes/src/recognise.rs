@@ -23,7 +23,7 @@ pub struct FileSystem {
 }
 
 /// The file system that begins where `range` of the disk does: ext2 to ext4, XFS, btrfs, NTFS, ReFS, FAT,
-/// exFAT; or LVM, LUKS, BitLocker, swap. `None` when none of them is recognised.
+/// exFAT; or LVM, LUKS, BitLocker, swap, the journal of an ext3 or ext4 elsewhere. `None` when none of them is recognised.
 ///
 /// # Errors
 /// The disk cannot be read.
@@ -58,8 +58,9 @@ struct Signature {
 }
 
 /// The first that is there gives the name.
-const SIGNATURES: [Signature; 11] = [
+const SIGNATURES: [Signature; 12] = [
     Signature { name: "ext4", is_there: is_ext, end: end_of_ext },
+    Signature { name: "ext journal", is_there: is_ext_journal, end: end_of_ext },
     Signature { name: "XFS", is_there: |start| start.starts_with(b"XFSB"), end: end_of_xfs },
     Signature {
         name: "btrfs",
@@ -119,12 +120,24 @@ fn sectors(count: u64, size: u64) -> Option<u64> {
 /// Its magic number has two bytes only, which may stand in anything that boots: some other numbers must be
 /// such as can be.
 fn is_ext(start: &[u8]) -> bool {
-    let (inodes, blocks, log_block) =
-        (u32_at(start, 0x400), end_of_ext(start), u32_at(start, 0x418));
-    at(start, 0x438).starts_with(&[0x53, 0xEF])
-        && inodes != 0
-        && blocks != Some(0)
-        && log_block <= 6
+    let inodes = u32_at(start, 0x400);
+    is_ext_superblock(start) && !is_journal_device(start) && inodes != 0
+}
+
+/// A place that holds nothing but the journal of a file system elsewhere: a superblock as ext4 has it, but for the
+/// inodes, and behind it what the other one has not written in its place yet.
+fn is_ext_journal(start: &[u8]) -> bool {
+    is_ext_superblock(start) && is_journal_device(start)
+}
+
+fn is_ext_superblock(start: &[u8]) -> bool {
+    let (blocks, log_block) = (end_of_ext(start), u32_at(start, 0x418));
+    at(start, 0x438).starts_with(&[0x53, 0xEF]) && blocks != Some(0) && log_block <= 6
+}
+
+/// The feature `journal_dev`.
+fn is_journal_device(start: &[u8]) -> bool {
+    u32_at(start, 0x460) & 0x8 != 0
 }
 
 fn end_of_ext(start: &[u8]) -> Option<u64> {

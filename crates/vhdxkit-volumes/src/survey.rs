@@ -75,6 +75,9 @@ pub fn survey(disk: &dyn Disk, range: Range<u64>) -> Result<Survey, Trouble> {
         Some("FAT") => fat::survey(&window),
         Some("exFAT") => exfat::survey(&window),
         Some("swap") => swap::survey(&window),
+        Some("ext journal") => {
+            Err(Trouble::not_known("it is the journal of an ext3 or ext4 that lies elsewhere"))
+        }
         Some(name) => Err(Trouble::not_known(format!("the free space of {name} is not known"))),
         None => Err(Trouble::not_known("no known file system")),
     }

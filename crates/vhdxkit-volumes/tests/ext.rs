@@ -261,8 +261,7 @@ fn what_is_not_understood_is_refused() {
     let journal = dir.path().join("journal.img");
     sh(&format!("truncate -s 20M {0}; mke2fs -q -F -O journal_dev {0}", journal.display()));
     match survey_of(&journal) {
-        // It has no inodes: it is not even recognised.
-        Err(Trouble::NotKnown(_)) => {}
+        Err(Trouble::NotKnown(why)) => assert!(why.contains("journal of an ext3"), "{why}"),
         other => panic!("{other:?}"),
     }
     let image = made(&dir, "30M", "-t ext2");

@@ -97,6 +97,29 @@ fn what_has_two_signatures_is_neither() {
     }
 }
 
+/// A journal that lies on a device of its own has a superblock without inodes: what was there before it may look
+/// whole behind it, and is written over by the journal.
+#[test]
+fn an_external_journal_is_named_and_nothing_beside_it_is_believed() {
+    let mut disk = vec![0; 1 << 20];
+    for (at, bytes) in [
+        (0x404, &[0, 1][..]),
+        (0x438, &[0x53, 0xEF]),
+        // The feature journal_dev.
+        (0x460, &[8]),
+    ] {
+        put(&mut disk, at, bytes);
+    }
+    let found = recognise(&disk, 0..1 << 20).unwrap().expect("it is recognised");
+    assert_eq!((found.name, found.end, found.needs_recovery), ("ext journal", 256 << 10, false));
+    let said = survey(&disk).unwrap_err();
+    assert!(matches!(said, Trouble::NotKnown(_)) && said.to_string().contains("journal"), "{said}");
+    // The btrfs of earlier days.
+    put(&mut disk, 0x10040, b"_BHRfS_M");
+    let said = survey(&disk).unwrap_err().to_string();
+    assert!(said.contains("ext journal and btrfs"), "{said}");
+}
+
 /// The magic number of ext4 has two bytes, and they may stand in what boots another system.
 #[test]
 fn two_bytes_alone_are_no_ext4() {

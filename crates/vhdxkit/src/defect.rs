@@ -373,6 +373,9 @@ defects! {
     BlockOutside { at: u64, block: u64, file_offset: u64, end: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at),
         Repair("extend the file with zeros when only the block's tail is missing; let it read as zeros with --allow-data-loss"),
         "block {block} lies at {file_offset:#x} to {end:#x}, the file ends at {file_size:#x}";
+    KeptPlaceOutside { at: u64, block: u64, file_offset: u64, end: u64, file_size: u64 } => "V29", Warning, "BAT", Some(*at),
+        Repair("drop the place"),
+        "block {block} was trimmed and keeps a place at {file_offset:#x} to {end:#x}, the file ends at {file_size:#x}: it can be read, but the disk cannot be written";
     BitmapOutside { at: u64, chunk: u64, file_offset: u64, file_size: u64 } => "V29", Error, "BAT", Some(*at), Repair("clear the entry, unless a block needs the bitmap"),
         "the sector bitmap of chunk {chunk} lies at {file_offset:#x}, the file ends at {file_size:#x}";
     BlockCut { at: u64, block: u64, file_size: u64 } => "I-CUT", Info, "BAT", Some(*at), Nothing,
@@ -384,7 +387,7 @@ defects! {
         "block {block} is PARTIALLY_PRESENT but chunk {chunk} has no sector bitmap";
     ShiftedPage { at: u64, first: u64 } => "M-BATSHIFT", Error, "BAT", Some(*at), Repair("move its entries back"),
         "the page of BAT entries from {first} on was written shifted by one entry (QEMU before 8.0 did that): its blocks show their neighbours' contents";
-    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset"),
+    PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset, unless data that nothing else names lies there"),
         "block {block} is in state {state} but carries the offset {file_offset:#x}, which Hyper-V may refuse";
     LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Repair("cut it off where it is zeros at the end of a file with which nothing else is wrong; otherwise `vhdx compact` gives it back"),
         "{bytes} bytes of the file belong to nothing";

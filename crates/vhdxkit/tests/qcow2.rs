@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use vhdxkit::ErrorKind;
-use vhdxkit::ops::disk::{Disk, DiskFormat};
+use vhdxkit::ops::disk::{Disk, DiskFormat, Raw};
 use vhdxkit::ops::import_qcow2::to_qcow2;
 use vhdxkit::storage::{FileStorage, MemoryStorage, OpenMode};
 
@@ -24,7 +24,7 @@ fn guest() -> Vec<u8> {
 }
 
 fn source() -> Disk {
-    Disk::Raw { size: SIZE as u64, storage: Arc::new(MemoryStorage::new(guest())) }
+    Disk::Raw(Raw { size: SIZE as u64, storage: Arc::new(MemoryStorage::new(guest())) })
 }
 
 fn make(path: &Path, cluster: u32) -> vhdxkit::Result<()> {

@@ -123,6 +123,53 @@ fn an_undo_restores_every_byte_and_the_length() {
     }
 }
 
+/// Pages that are moved back change what the guest sees, and no log has to do with it; what a log held may be missing
+/// afterwards, and no block moves.
+#[test]
+fn a_plan_tells_why_the_guest_sees_something_else() {
+    let of = |fault: &Fault| repair(&fault.bytes, &options(fault)).plan;
+    for fault in repairable().iter().filter(|fault| fault.new_identity) {
+        let plan = of(fault);
+        let why = (plan.moves_blocks_back(), plan.gives_up_log(), plan.lost_bytes() > 0);
+        let expected = match fault.code {
+            "M-BATSHIFT" => (true, false, false),
+            "V8" | "W-LOGGAP" => (false, true, false),
+            _ => (false, false, true),
+        };
+        assert_eq!(why, expected, "{}: {plan:?}", fault.name);
+    }
+    let shifted = repairable().into_iter().find(|fault| fault.code == "M-BATSHIFT").unwrap();
+    assert!(of(&shifted).moves_blocks_back() && of(&shifted).changes_contents());
+}
+
+/// A block that was trimmed keeps a place that a file which was cut off does not have any more. It reads as it did, but
+/// the disk is not opened for writing: a check must say so, and a repair drops the place.
+#[test]
+fn a_trimmed_block_whose_place_is_cut_off_is_found_and_mended() {
+    let image = vhdxkit_testkit::faults::sound();
+    for state in [1, 3] {
+        let mut bytes = image.build_vec();
+        let behind = bytes.len() as u64 + (1 << 20);
+        let at = image.layout().bat_offset + 8 * 9;
+        vhdxkit_testkit::patch::put_u64(&mut bytes, at, behind.next_multiple_of(1 << 20) | state);
+        let opens = |file: &Arc<MemoryStorage>| {
+            let storage: Arc<dyn Storage> = file.clone();
+            let image = vhdxkit::OpenOptions::new().write(true).open_storage(storage);
+            image.and_then(|image| image.write_at(0, &[1; 512]))
+        };
+        let file = Arc::new(MemoryStorage::new(bytes.clone()));
+        let found = check(file.clone(), &mut ()).unwrap();
+        let [defect] = found.list() else { panic!("{:?}", found.list()) };
+        assert_eq!((defect.code(), defect.severity()), ("V29", Severity::Warning));
+        assert!(defect.to_string().contains("block 9"), "{defect}");
+        assert!(opens(&file).is_err());
+        let Done { file, plan, .. } = repair(&bytes, &RepairOptions::default());
+        assert_eq!((plan.codes(), plan.lost_bytes()), (vec!["V29"], 0));
+        assert!(check(file.clone(), &mut ()).unwrap().list().is_empty());
+        opens(&file).unwrap();
+    }
+}
+
 /// What a repair needs the user's word for is not done without it, and not a byte is changed for it.
 #[test]
 fn nothing_is_given_up_without_the_users_word() {

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use vhd::{patch_footers, patch_header, seal};
 use vhdxkit::ops::compare::compare;
-use vhdxkit::ops::disk::{Disk, DiskFormat, Source};
+use vhdxkit::ops::disk::{Disk, DiskFormat, Raw, Source};
 use vhdxkit::ops::import_vhd::to_vhd;
 use vhdxkit::storage::{MemoryStorage, Storage};
 use vhdxkit::vhd::{Vhd, VhdOptions};
@@ -40,16 +40,20 @@ fn guest() -> Vec<u8> {
 
 /// A dynamic file of ours with blocks 0, 1 and 2.
 fn dynamic() -> Vec<u8> {
-    let source =
-        Disk::Raw { size: guest().len() as u64, storage: Arc::new(MemoryStorage::new(guest())) };
+    let source = Disk::Raw(Raw {
+        size: guest().len() as u64,
+        storage: Arc::new(MemoryStorage::new(guest())),
+    });
     let target = MemoryStorage::empty();
     to_vhd(&source, &target, &VhdOptions::for_copy(source.size(), false), &mut ()).unwrap();
     target.to_vec()
 }
 
 fn fixed() -> Vec<u8> {
-    let source =
-        Disk::Raw { size: guest().len() as u64, storage: Arc::new(MemoryStorage::new(guest())) };
+    let source = Disk::Raw(Raw {
+        size: guest().len() as u64,
+        storage: Arc::new(MemoryStorage::new(guest())),
+    });
     let target = MemoryStorage::empty();
     to_vhd(&source, &target, &VhdOptions::new(source.size()).fixed(true), &mut ()).unwrap();
     target.to_vec()

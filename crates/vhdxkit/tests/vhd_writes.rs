@@ -41,6 +41,20 @@ fn apply(disk: &Vhd, model: &mut [u8], writes: &[(u64, u64, u8)]) {
     disk.flush().unwrap();
 }
 
+/// Bad options leave no empty file behind, and what exists stays.
+#[test]
+fn a_disk_that_cannot_be_made_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhd");
+    for options in [VhdOptions::new(1000), VhdOptions::new(SIZE).block_size(4096)] {
+        assert!(options.create(&path).is_err());
+        assert!(!path.exists(), "{options:?}");
+    }
+    std::fs::write(&path, b"somebody's").unwrap();
+    assert!(VhdOptions::new(SIZE).create(&path).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

@@ -34,7 +34,7 @@ impl Contents {
         let file = quoted(file);
         let read_only = |option: &'static str| if self.writable { "" } else { option };
         Some(match self.file_system?.name {
-            "swap" | "ReFS" => return None,
+            "swap" | "ReFS" | "ext journal" => return None,
             "NTFS" if !kernel_has("ntfs3") => {
                 format!("{sudo}ntfs-3g {}{file} {target}", read_only("-o ro "))
             }

@@ -228,14 +228,19 @@ fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io:
                 writeln!(out, "; its length changes from {} to {}", size(before), size(after))?;
             }
         }
-        if plan.lost_bytes() == 0 {
-            let what = if plan.changes_contents() {
-                "may have changed with the log"
-            } else {
-                "stays as it is"
-            };
-            writeln!(out, "  what the guest sees {what}")?;
-        } else {
+        if plan.moves_blocks_back() {
+            writeln!(
+                out,
+                "  what the guest sees changes: blocks of shifted pages show their own contents again"
+            )?;
+        }
+        if plan.gives_up_log() {
+            writeln!(out, "  what the guest sees may lack changes that were in the log")?;
+        }
+        if !plan.changes_contents() {
+            writeln!(out, "  what the guest sees stays as it is")?;
+        }
+        if plan.lost_bytes() > 0 {
             writeln!(out, "  lost: {} of the disk read as zeros:", size(plan.lost_bytes()))?;
             for range in plan.lost().iter().take(8) {
                 writeln!(out, "    bytes {} to {}", range.start, range.end)?;

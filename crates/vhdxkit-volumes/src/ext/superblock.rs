@@ -276,7 +276,6 @@ fn refuse(kind: &str, flags: u32, names: &[(u32, &str)]) -> Result<(), Trouble> 
     }
     let named = names.iter().find(|(flag, _)| flags & flag != 0).map(|(_, name)| *name);
     Err(Trouble::not_known(match named {
-        Some("journal_dev") => "it is the external journal of an ext3 or ext4".to_owned(),
         Some(name) => format!("its feature {name} is not understood"),
         None => format!("its {kind} features {flags:#x} are not understood"),
     }))

@@ -1,6 +1,5 @@
 //! Making a new, empty disk.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use zerocopy::little_endian::U32;
@@ -212,15 +211,7 @@ impl CreateOptions {
         let path = path.as_ref();
         // Bad options must not make a file.
         self.layout().map_err(|e| e.in_file(path))?;
-        let file = File::options().read(true).write(true).create_new(true).open(path);
-        let file = file.map_err(|e| Error::io_whole("cannot make the file", e).in_file(path))?;
-        let file = FileStorage::from_file(file);
-        let made = self.paths(path).and_then(|paths| self.create_in(&file, &paths));
-        if made.is_err() {
-            // What went wrong is told already; a half-made file is no image, so it does no harm.
-            let _ = std::fs::remove_file(path);
-        }
-        made.map_err(|e| e.in_file(path))
+        FileStorage::make(path, |file| self.create_in(file, &self.paths(path)?))
     }
 
     /// Makes the image in an empty storage, and makes it durable. A child finds its parent beside it,

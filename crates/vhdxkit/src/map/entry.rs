@@ -44,6 +44,12 @@ pub(crate) struct EntryRules {
     pub(crate) file_size: u64,
 }
 
+/// Whether an entry says that contents lie in its place, all or some.
+fn holds_contents(raw: RawEntry) -> bool {
+    let state = PayloadState::from_raw(raw.state());
+    matches!(state, Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent))
+}
+
 impl EntryRules {
     /// The file offset of an entry.
     pub(crate) fn at(&self, index: u64) -> u64 {
@@ -94,11 +100,11 @@ impl EntryRules {
             Err(_) => junk(reserved),
             Ok(()) if reserved => junk(false),
             Ok(()) => {
-                let needs = matches!(
-                    PayloadState::from_raw(raw.state()),
-                    Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent)
-                );
-                if needs || place == 0 { Trust::Sound } else { Trust::Odd }
+                if holds_contents(raw) || place == 0 {
+                    Trust::Sound
+                } else {
+                    Trust::Odd
+                }
             }
         }
     }
@@ -120,19 +126,23 @@ impl EntryRules {
             (file_offset.saturating_add(self.geometry.used_bytes(block)), self.file_size);
         if end > file_size {
             let at = self.at(self.geometry.payload_index(block));
-            return Err(Defect::BlockOutside { at, block, file_offset, end, file_size });
+            return Err(match holds_contents(raw) {
+                true => Defect::BlockOutside { at, block, file_offset, end, file_size },
+                false => Defect::KeptPlaceOutside { at, block, file_offset, end, file_size },
+            });
         }
         Ok(())
     }
 
     /// What is odd about a payload block's entry without making it unreadable.
-    pub(crate) fn payload_remarks(&self, block: u64, raw: RawEntry) -> [Option<Defect>; 4] {
+    pub(crate) fn payload_remarks(&self, block: u64, raw: RawEntry) -> [Option<Defect>; 5] {
         let index = self.geometry.payload_index(block);
         let (at, file_offset, bits) = (self.at(index), raw.file_offset(), raw.reserved());
         let state = PayloadState::from_raw(raw.state());
         let holds_nothing = matches!(state, Some(PayloadState::NotPresent | PayloadState::Zero));
-        let present =
-            matches!(state, Some(PayloadState::FullyPresent | PayloadState::PartiallyPresent));
+        let present = holds_contents(raw);
+        // A trimmed block reads the same wherever its old place is; but nobody can write it there.
+        let kept = if present { None } else { self.require_inside(block, raw).err() };
         let used_end = file_offset.saturating_add(self.geometry.used_bytes(block));
         let full_end = file_offset.saturating_add(u64::from(self.geometry.block_size()));
         let cut = present && used_end <= self.file_size && full_end > self.file_size;
@@ -147,6 +157,7 @@ impl EntryRules {
                 file_offset,
             }),
             cut.then_some(Defect::BlockCut { at, block, file_size: self.file_size }),
+            kept,
         ]
     }
 

@@ -116,17 +116,20 @@ pub enum Disk {
     /// A VHDX image.
     Vhdx(Box<Image>),
     /// A raw file.
-    Raw {
-        /// Its bytes.
-        storage: Arc<dyn Storage>,
-        /// How many.
-        size: u64,
-    },
+    Raw(Raw),
     /// A VHD, version 1.
     Vhd(Box<Vhd>),
     /// A qcow2 image.
     #[cfg(feature = "qcow2")]
     Qcow2(Box<Qcow2>),
+}
+
+/// The bytes of a disk, and nothing else.
+pub struct Raw {
+    /// Where they lie.
+    pub storage: Arc<dyn Storage>,
+    /// How many.
+    pub size: u64,
 }
 
 /// A run of a disk: zeros that need not be read, or data.
@@ -160,6 +163,8 @@ impl Disk {
         options: &OpenOptions,
     ) -> Result<Self> {
         let named = |e: Error| e.in_file(path);
+        let mode = OpenMode::ReadOnly { force_share: options.shares() };
+        let open = || FileStorage::open(path, mode).map_err(named);
         let format = match format {
             Some(format) => format,
             None => DiskFormat::recognise(path).map_err(named)?,
@@ -168,16 +173,13 @@ impl Disk {
             DiskFormat::Vhdx => options.open(path).map(|image| Self::Vhdx(Box::new(image))),
             DiskFormat::Vhd => options.open_vhd(path).map(|disk| Self::Vhd(Box::new(disk))),
             DiskFormat::Raw => {
-                let mode = OpenMode::ReadOnly { force_share: options.shares() };
-                let file = FileStorage::open(path, mode).map_err(named)?;
+                let file = open()?;
                 let size = file.length().map_err(named)?;
-                Ok(Self::Raw { storage: Arc::new(file), size })
+                Ok(Self::Raw(Raw { storage: Arc::new(file), size }))
             }
             #[cfg(feature = "qcow2")]
             DiskFormat::Qcow2 => {
-                let mode = OpenMode::ReadOnly { force_share: options.shares() };
-                let file = FileStorage::open(path, mode).map_err(named)?;
-                Qcow2::open(file).map(|disk| Self::Qcow2(Box::new(disk))).map_err(named)
+                Qcow2::open(open()?).map(|disk| Self::Qcow2(Box::new(disk))).map_err(named)
             }
             #[cfg(not(feature = "qcow2"))]
             DiskFormat::Qcow2 => {
@@ -191,23 +193,28 @@ impl Disk {
     pub fn format(&self) -> DiskFormat {
         match self {
             Self::Vhdx(_) => DiskFormat::Vhdx,
-            Self::Raw { .. } => DiskFormat::Raw,
+            Self::Raw(_) => DiskFormat::Raw,
             Self::Vhd(_) => DiskFormat::Vhd,
             #[cfg(feature = "qcow2")]
             Self::Qcow2(_) => DiskFormat::Qcow2,
         }
     }
 
+    /// The disk itself, whatever its format.
+    fn source(&self) -> &dyn Source {
+        match self {
+            Self::Vhdx(image) => &**image,
+            Self::Raw(raw) => raw,
+            Self::Vhd(disk) => &**disk,
+            #[cfg(feature = "qcow2")]
+            Self::Qcow2(disk) => &**disk,
+        }
+    }
+
     /// Bytes of the disk.
     #[must_use]
     pub fn size(&self) -> u64 {
-        match self {
-            Self::Vhdx(image) => image.virtual_size(),
-            Self::Raw { size, .. } => *size,
-            Self::Vhd(disk) => disk.virtual_size(),
-            #[cfg(feature = "qcow2")]
-            Self::Qcow2(disk) => disk.virtual_size(),
-        }
+        self.source().size()
     }
 
     /// Reads bytes of the disk.
@@ -215,25 +222,13 @@ impl Disk {
     /// # Errors
     /// As [`Image::read_at`].
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        match self {
-            Self::Vhdx(image) => image.read_at(offset, buf),
-            Self::Raw { storage, .. } => storage.read_exact_at(offset, buf),
-            Self::Vhd(disk) => disk.read_at(offset, buf),
-            #[cfg(feature = "qcow2")]
-            Self::Qcow2(disk) => disk.read_at(offset, buf),
-        }
+        self.source().read_at(offset, buf)
     }
 
     /// [`Source::runs`].
     #[must_use]
     pub fn runs(&self) -> DiskRuns<'_> {
-        match self {
-            Self::Vhdx(image) => image.runs(),
-            Self::Raw { storage, size } => DiskRuns::of(Split::shared(&**storage, 0..*size, 0, 0)),
-            Self::Vhd(disk) => disk.runs(),
-            #[cfg(feature = "qcow2")]
-            Self::Qcow2(disk) => disk.runs(),
-        }
+        self.source().runs()
     }
 }
 
@@ -251,13 +246,25 @@ impl Source for Disk {
     }
 
     fn storages(&self) -> Vec<&Arc<dyn Storage>> {
-        match self {
-            Self::Vhdx(image) => image.storages(),
-            Self::Raw { storage, .. } => vec![storage],
-            Self::Vhd(disk) => disk.storages(),
-            #[cfg(feature = "qcow2")]
-            Self::Qcow2(disk) => disk.storages(),
-        }
+        self.source().storages()
+    }
+}
+
+impl Source for Raw {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.storage.read_exact_at(offset, buf)
+    }
+
+    fn runs(&self) -> DiskRuns<'_> {
+        DiskRuns::of(Split::shared(&*self.storage, 0..self.size, 0, 0))
+    }
+
+    fn storages(&self) -> Vec<&Arc<dyn Storage>> {
+        vec![&self.storage]
     }
 }
 

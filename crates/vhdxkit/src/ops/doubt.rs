@@ -63,18 +63,15 @@ pub(crate) struct PageJudge {
     odd: Vec<u64>,
     junk: u64,
     impossible: bool,
-    damaged: Vec<u64>,
-    /// Pages that were overwritten beyond doubt, in order.
-    pub(crate) overwritten: Vec<u64>,
-    pub(crate) doubt: Doubt,
+    overwritten: Vec<u64>,
+    doubt: Doubt,
 }
 
 impl PageJudge {
     pub(crate) fn new(rules: EntryRules) -> Self {
-        let (odd, damaged) = (Vec::new(), Vec::new());
-        let overwritten = Vec::new();
+        let (odd, overwritten) = (Vec::new(), Vec::new());
         let doubt = Doubt::default();
-        Self { rules, page: 0, odd, junk: 0, impossible: false, damaged, overwritten, doubt }
+        Self { rules, page: 0, odd, junk: 0, impossible: false, overwritten, doubt }
     }
 
     /// The next entry.
@@ -105,9 +102,8 @@ impl PageJudge {
         }
     }
 
-    pub(crate) fn end_page(&mut self) {
+    fn end_page(&mut self) {
         if self.junk > 0 {
-            self.damaged.push(self.page);
             for block in std::mem::take(&mut self.odd) {
                 self.doubt.add(block..block.saturating_add(1));
             }
@@ -121,9 +117,10 @@ impl PageJudge {
         self.odd.clear();
     }
 
-    /// The blocks in doubt, and the pages that hold junk: the indices of their first entries over 512, in order.
+    /// The blocks in doubt, and the pages that were overwritten beyond doubt: the indices of their first entries over
+    /// 512, in order.
     pub(crate) fn end(mut self) -> (Doubt, Vec<u64>) {
         self.end_page();
-        (self.doubt, self.damaged)
+        (self.doubt, self.overwritten)
     }
 }

@@ -67,6 +67,22 @@ impl FileStorage {
         Ok(Self { file, locked })
     }
 
+    /// Makes a file at `path`, where none may exist, and fills it, locked against others. When that fails no file is
+    /// left.
+    pub(crate) fn make(
+        path: &Path,
+        fill: impl FnOnce(&Self) -> crate::Result<()>,
+    ) -> crate::Result<()> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(|e| Error::io_whole("cannot make the file", e).in_file(path))?;
+        let made = Self::take(file, OpenMode::ReadWrite).and_then(|file| fill(&file));
+        if made.is_err() {
+            // What went wrong is told already; a half-made file is no image, so it does no harm.
+            let _ = std::fs::remove_file(path);
+        }
+        made.map_err(|e| e.in_file(path))
+    }
+
     /// Takes a file that is open already. No locks are taken: that is the caller's business.
     #[must_use]
     pub fn from_file(file: File) -> Self {

@@ -24,6 +24,34 @@ pub use overlay::{Overlay, Patched};
 pub(crate) use clone::Cloners;
 pub(crate) use extents::DataRuns;
 
+/// The half of a [`Storage`] that writes, of a medium that is only read: every change is refused, and there is nothing
+/// to make durable.
+macro_rules! only_read {
+    () => {
+        fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn sync(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn set_len(&self, _: u64) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn punch(&self, _: std::ops::Range<u64>) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn allocate(&self, _: std::ops::Range<u64>) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+    };
+}
+
+pub(crate) use only_read;
+
 /// A random-access medium of bytes.
 ///
 /// Implementations are used from many threads at once. Offsets and lengths are bytes. A write

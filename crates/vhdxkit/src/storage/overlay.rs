@@ -5,9 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::Storage;
 use super::ranges::RangeMap;
-use super::to_usize;
+use super::{Storage, only_read, to_usize};
 
 /// A base and what was changed over it.
 struct Layer {
@@ -175,10 +174,6 @@ impl Storage for Overlay {
 /// fails with [`io::ErrorKind::ReadOnlyFilesystem`].
 pub struct Patched(Layer);
 
-fn read_only() -> io::Result<()> {
-    Err(io::ErrorKind::ReadOnlyFilesystem.into())
-}
-
 impl fmt::Debug for Patched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.describe("Patched", f)
@@ -186,6 +181,8 @@ impl fmt::Debug for Patched {
 }
 
 impl Storage for Patched {
+    only_read!();
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.0.read(offset, buf)
     }
@@ -194,28 +191,8 @@ impl Storage for Patched {
         self.0.read_ready(offset, buf)
     }
 
-    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        read_only()
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.length)
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        read_only()
-    }
-
-    fn punch(&self, _: Range<u64>) -> io::Result<()> {
-        read_only()
-    }
-
-    fn allocate(&self, _: Range<u64>) -> io::Result<()> {
-        read_only()
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
@@ -294,26 +271,12 @@ mod tests {
     fn a_read_is_ready_when_every_part_of_it_is() {
         struct Slow(MemoryStorage);
         impl Storage for Slow {
+            only_read!();
             fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
                 self.0.read_at(offset, buf)
             }
-            fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-                read_only()
-            }
-            fn sync(&self) -> io::Result<()> {
-                Ok(())
-            }
             fn len(&self) -> io::Result<u64> {
                 self.0.len()
-            }
-            fn set_len(&self, _: u64) -> io::Result<()> {
-                read_only()
-            }
-            fn punch(&self, _: Range<u64>) -> io::Result<()> {
-                read_only()
-            }
-            fn allocate(&self, _: Range<u64>) -> io::Result<()> {
-                read_only()
             }
             fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
                 self.0.next_data(offset)

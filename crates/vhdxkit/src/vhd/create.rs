@@ -9,7 +9,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::format::Guid;
 use crate::image::parent_paths;
-use crate::storage::{FileStorage, OpenMode, Storage};
+use crate::storage::{FileStorage, Storage};
 use crate::view::geometry::DiskType;
 use crate::{Error, Result};
 
@@ -134,16 +134,14 @@ impl VhdOptions {
         self.preallocate
     }
 
-    /// Makes an empty disk in a new file. Nothing that exists is overwritten.
+    /// Makes an empty disk in a new file. Nothing that exists is overwritten, and when it fails no file is left.
     ///
     /// # Errors
     /// As [`create_storage`](Self::create_storage); the file exists or cannot be made.
     pub fn create(&self, path: &Path) -> Result<()> {
-        let made = std::fs::File::create_new(path)
-            .map_err(|e| Error::io_whole("cannot make the file", e))
-            .and_then(|_| FileStorage::open(path, OpenMode::ReadWrite))
-            .and_then(|file| self.create_storage(&file));
-        made.map_err(|e| e.in_file(path))
+        // Bad options must not make a file.
+        self.plan().map_err(|e| e.in_file(path))?;
+        FileStorage::make(path, |file| self.create_storage(file))
     }
 
     /// Makes an empty disk in an empty storage, and makes it durable.

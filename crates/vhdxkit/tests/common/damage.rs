@@ -1,11 +1,13 @@
 //! Damage to an image, laid over a file that stays as it is; and a look at what was had in spite of it.
+#![allow(dead_code)] // Two tests use it, each its part.
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
-use vhdxkit::ops::recover::{Fate, Report, Salvage};
-use vhdxkit::storage::Storage;
+use vhdxkit::ops::recover::{Fate, Report, Salvage, SalvageOptions};
+use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 use vhdxkit::{ExtentState, Image};
 use vhdxkit_testkit::random::mix;
 
@@ -247,4 +249,26 @@ pub(crate) fn judge(
         }
     }
     had
+}
+
+pub(crate) fn file(path: &Path) -> Arc<dyn Storage> {
+    Arc::new(FileStorage::open(path, OpenMode::ReadOnly { force_share: true }).unwrap())
+}
+
+pub(crate) fn salvage(
+    inner: &Arc<dyn Storage>,
+    damage: &Damage,
+    options: &SalvageOptions,
+) -> Salvage {
+    let damaged = Damaged { inner: Arc::clone(inner), damage: damage.clone() };
+    Salvage::read(Arc::new(damaged), options, &mut ()).unwrap()
+}
+
+pub(crate) fn no_damage() -> Damage {
+    let (name, ranges, with) = ("none", Vec::new(), Instead::Zeros);
+    Damage { name, ranges, with, cut: None, harmless: true }
+}
+
+pub(crate) fn wiped(name: &'static str, ranges: &[Range<u64>]) -> Damage {
+    Damage { ranges: ranges.to_vec(), name, ..no_damage() }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod failing;
+pub(crate) mod repairing;
 
 use std::fs::File;
 use std::io;

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::storage::Storage;
+use crate::storage::{Storage, only_read};
 
 /// What is given up at once around a bad spot.
 const STEP: usize = 4096;
@@ -75,11 +75,9 @@ impl Forgiving {
     }
 }
 
-fn read_only() -> io::Result<()> {
-    Err(io::ErrorKind::ReadOnlyFilesystem.into())
-}
-
 impl Storage for Forgiving {
+    only_read!();
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         match self.inner.read_at(offset, buf) {
             Ok(read) => Ok(read),
@@ -87,28 +85,8 @@ impl Storage for Forgiving {
         }
     }
 
-    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        read_only()
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn len(&self) -> io::Result<u64> {
         self.inner.len()
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        read_only()
-    }
-
-    fn punch(&self, _: Range<u64>) -> io::Result<()> {
-        read_only()
-    }
-
-    fn allocate(&self, _: Range<u64>) -> io::Result<()> {
-        read_only()
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
@@ -133,29 +111,15 @@ mod tests {
     struct Failing(MemoryStorage, Range<u64>);
 
     impl Storage for Failing {
+        only_read!();
         fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
             if offset < self.1.end && self.1.start < offset + buf.len() as u64 {
                 return Err(io::Error::other("bad sector"));
             }
             self.0.read_at(offset, buf)
         }
-        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-            read_only()
-        }
-        fn sync(&self) -> io::Result<()> {
-            Ok(())
-        }
         fn len(&self) -> io::Result<u64> {
             self.0.len()
-        }
-        fn set_len(&self, _: u64) -> io::Result<()> {
-            read_only()
-        }
-        fn punch(&self, _: Range<u64>) -> io::Result<()> {
-            read_only()
-        }
-        fn allocate(&self, _: Range<u64>) -> io::Result<()> {
-            read_only()
         }
         fn next_data(&self, _: u64) -> io::Result<Option<Range<u64>>> {
             Err(io::Error::other("bad map"))

@@ -59,7 +59,7 @@ use std::sync::Arc;
 
 use crate::format::{Guid, GuidSource, HEADER_SECTION_LENGTH, mib_ceil};
 use crate::image::{DirtyLog, Identity, Layout, open_layer};
-use crate::storage::{Overlay, Patched, Storage, StorageExt};
+use crate::storage::{Overlay, Patched, Storage, StorageExt, only_read};
 use crate::view::geometry::Geometry;
 use crate::{Error, Image, OpenOptions, Result};
 
@@ -402,26 +402,12 @@ struct View {
 }
 
 impl Storage for View {
+    only_read!();
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
         self.patched.read_at(offset, buf)
     }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
-        self.patched.write_at(offset, buf)
-    }
-    fn sync(&self) -> std::io::Result<()> {
-        self.patched.sync()
-    }
     fn len(&self) -> std::io::Result<u64> {
         self.patched.len()
-    }
-    fn set_len(&self, length: u64) -> std::io::Result<()> {
-        self.patched.set_len(length)
-    }
-    fn punch(&self, range: Range<u64>) -> std::io::Result<()> {
-        self.patched.punch(range)
-    }
-    fn allocate(&self, range: Range<u64>) -> std::io::Result<()> {
-        self.patched.allocate(range)
     }
     fn next_data(&self, offset: u64) -> std::io::Result<Option<Range<u64>>> {
         self.patched.next_data(offset)

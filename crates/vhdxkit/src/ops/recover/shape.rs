@@ -23,9 +23,9 @@ use crate::format::limits::{
     MAX_BLOCK_SIZE, MAX_FILE_OFFSET, MAX_INFERRED_FROM, MAX_VIRTUAL_SIZE, MIN_BLOCK_SIZE,
 };
 use crate::format::metadata::{
-    CHS_PARAMETERS, FILE_PARAMETERS, FileParameters, HAS_PARENT, IS_REQUIRED, Item,
-    LEAVE_BLOCK_ALLOCATED, LOGICAL_SECTOR_SIZE, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE, PMEM_LABELS,
-    VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
+    CHS_PARAMETERS, FILE_PARAMETERS, FileParameters, HAS_PARENT, INCOMPLETE_FILE, IS_REQUIRED,
+    Item, LEAVE_BLOCK_ALLOCATED, LOGICAL_SECTOR_SIZE, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE,
+    PMEM_LABELS, VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
 use crate::format::{Guid, mib_ceil};
 use crate::storage::{Overlay, Storage, StorageExt};
@@ -73,6 +73,8 @@ struct Known {
     physical: Option<u32>,
     disk_id: Option<Guid>,
     items: Vec<Item>,
+    /// Items that are marked as required and that nobody here knows, or knows to say that the file is unfinished.
+    not_kept: Vec<Guid>,
 }
 
 /// Finds out what the disk is. `table` gives the table at the place that is known for it, with so many entries;
@@ -89,6 +91,17 @@ pub(super) fn find<'a>(
         Some(region) => read(storage, region, history, report)?,
         None => Known::default(),
     };
+    for id in &known.not_kept {
+        report.remarks.push(match *id {
+            INCOMPLETE_FILE => "the file is marked incomplete: whoever created it never finished. The result is not \
+                                marked, but it holds no more than the file did"
+                .to_owned(),
+            id => format!(
+                "the metadata item {id} is marked as required, is not known to this version, and is not copied: what \
+                 it says of the disk is not in the result"
+            ),
+        });
+    }
     let given = take_given(&mut known, options, report);
     let mut is_guess = false;
     if known.block.is_none()
@@ -225,9 +238,18 @@ fn parse(storage: &dyn Storage, region: Region) -> Result<Known> {
         physical: items.physical_sector.map(|(size, _)| size),
         disk_id: items.disk_id.filter(|id| !id.is_zero()),
         items: Vec::new(),
+        not_kept: Vec::new(),
     };
     known.physical = known.physical.filter(|size| Geometry::is_sector_size(*size));
-    for item in table.items().iter().filter(|item| is_kept(item)) {
+    for item in table.items() {
+        match kept(item) {
+            Kept::AsItIs => {}
+            Kept::Anew => continue,
+            Kept::Not => {
+                known.not_kept.push(item.id);
+                continue;
+            }
+        }
         if item.id == PARENT_LOCATOR && !item.is_user() {
             let locator = ParentLocator::read(storage, *item, &mut Findings::strict());
             if !matches!(locator, Ok(Some(_))) {
@@ -242,9 +264,17 @@ fn parse(storage: &dyn Storage, region: Region) -> Result<Known> {
     Ok(known)
 }
 
-/// Items that go into the result as they are: none of the mandatory ones, which are written anew, and none that
-/// nobody could open the result with.
-fn is_kept(item: &MetadataItem) -> bool {
+/// What becomes of a metadata item.
+enum Kept {
+    /// It goes into the result as it is.
+    AsItIs,
+    /// One of the mandatory ones, which are written anew.
+    Anew,
+    /// With it nobody could open the result.
+    Not,
+}
+
+fn kept(item: &MetadataItem) -> Kept {
     let anew = [
         FILE_PARAMETERS,
         VIRTUAL_DISK_SIZE,
@@ -252,11 +282,13 @@ fn is_kept(item: &MetadataItem) -> bool {
         LOGICAL_SECTOR_SIZE,
         PHYSICAL_SECTOR_SIZE,
     ];
-    if item.is_user() {
-        return !item.is_required();
-    }
     let known = [PARENT_LOCATOR, CHS_PARAMETERS, PMEM_LABELS];
-    !anew.contains(&item.id) && (known.contains(&item.id) || !item.is_required())
+    match item.is_user() {
+        false if anew.contains(&item.id) => Kept::Anew,
+        false if known.contains(&item.id) => Kept::AsItIs,
+        _ if item.is_required() => Kept::Not,
+        _ => Kept::AsItIs,
+    }
 }
 
 fn is_block_size(bytes: u32) -> bool {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::format::limits::MAX_REPAIR_PAGES;
 use crate::format::{KIB, LOG_SECTOR_LEN};
-use crate::storage::{Storage, StorageExt};
+use crate::storage::{Storage, StorageExt, only_read};
 use crate::{Error, Result};
 
 /// Bytes of a page: what a log entry carries.
@@ -70,6 +70,8 @@ fn read_or_zeros(from: &dyn Storage, offset: u64, buf: &mut [u8]) -> io::Result<
 }
 
 impl Storage for Moved {
+    only_read!();
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let there = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let there = there.min(buf.len());
@@ -101,26 +103,6 @@ impl Storage for Moved {
         }
         let start = offset.max(self.file_length);
         Ok((start < self.length).then_some(start..self.length))
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn punch(&self, _: Range<u64>) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn allocate(&self, _: Range<u64>) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 }
 

@@ -151,7 +151,7 @@ impl<'a> Entries<'a> {
         if let Some(state @ (PayloadState::NotPresent | PayloadState::Zero)) =
             PayloadState::from_raw(raw.state())
             && !self.options.allow_data_loss
-            && self.traces.may_be_one(self.rules, index, raw)?
+            && self.traces.may_be_one(self.rules, raw)?
         {
             let (file_offset, state) = (raw.file_offset(), state.name());
             let defect = Defect::PlaceUnderZero { at, block, state, file_offset };
@@ -172,7 +172,7 @@ impl<'a> Entries<'a> {
                 if place != 0 {
                     let state = state.name();
                     let defect = Defect::PlaceUnderZero { at, block, state, file_offset: place };
-                    let why = "the block holds nothing, and nobody reads what the offset names";
+                    let why = "the block holds nothing, and nobody reads the offset";
                     self.report.step(&defect, name("clear the offset"), why);
                 }
                 Ok(RawEntry::new(state.to_raw(), 0))
@@ -475,9 +475,7 @@ struct Traces {
     storage: Arc<dyn Storage>,
     /// Everything that somebody owns, blocks included.
     owned: SpaceMap,
-    /// Pages of the table that hold junk, in order.
-    damaged: Vec<u64>,
-    /// Those that were overwritten beyond doubt.
+    /// Pages of the table that were overwritten beyond doubt.
     overwritten: Vec<u64>,
     /// What was seen at a place: each is looked at once.
     seen: BTreeMap<u64, bool>,
@@ -485,13 +483,7 @@ struct Traces {
 
 impl Traces {
     fn new(storage: &Arc<dyn Storage>, owned: SpaceMap) -> Self {
-        Self {
-            storage: Arc::clone(storage),
-            owned,
-            damaged: Vec::new(),
-            overwritten: Vec::new(),
-            seen: BTreeMap::new(),
-        }
+        Self { storage: Arc::clone(storage), owned, overwritten: Vec::new(), seen: BTreeMap::new() }
     }
 
     fn look(&mut self, rules: EntryRules, storage: &dyn Storage, count: u64) -> Result<()> {
@@ -516,17 +508,15 @@ impl Traces {
             }
             Ok(())
         })?;
-        pages.end_page();
-        self.overwritten = std::mem::take(&mut pages.overwritten);
-        self.damaged = pages.end().1;
+        self.overwritten = pages.end().1;
         Ok(())
     }
 
-    /// Whether an entry that holds nothing names a place with data, nobody else's, in a page that was damaged.
-    fn may_be_one(&mut self, rules: EntryRules, index: u64, raw: RawEntry) -> Result<bool> {
-        let (place, page) = (raw.file_offset(), index / ENTRIES_PER_PAGE);
-        let damaged = self.damaged.binary_search(&page).is_ok();
-        if place == 0 || place >= rules.file_size || !damaged {
+    /// Whether an entry that holds nothing names a place with data, nobody else's. No writer is known that leaves such
+    /// a place behind; one wrong byte makes it of the entry of a block, in a page that is sound otherwise.
+    fn may_be_one(&mut self, rules: EntryRules, raw: RawEntry) -> Result<bool> {
+        let place = raw.file_offset();
+        if place == 0 || place >= rules.file_size {
             return Ok(false);
         }
         if let Some(known) = self.seen.get(&place) {
@@ -561,8 +551,8 @@ fn holds_data(storage: &dyn Storage, range: Range<u64>) -> Result<bool> {
 const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry said. First \
                            get what there is with `vhdx recover IMAGE --to NEW.vhdx`; with the word the entry is \
                            taken for what it happens to say";
-const A_TRACE: &str = "this page of the block table was damaged, and the offset names data that nothing else \
-                       names: it may be all that tells where the block is. First get the block with `vhdx \
-                       recover IMAGE --to NEW.vhdx`; the word clears the offset";
+const A_TRACE: &str = "the offset names data that nothing else names: if the entry is damaged, it is all that tells \
+                       where the block is. `vhdx recover IMAGE --orphans FOLDER` copies that data out, to look at; \
+                       the word clears the offset";
 const NO_BITMAP: &str = "blocks of the chunk are partially present: without the bitmap nobody knows which of \
                          their sectors are in this file and which in the parent";

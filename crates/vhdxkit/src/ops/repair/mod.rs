@@ -328,7 +328,20 @@ impl Plan {
         self.report.lost_bytes
     }
 
-    /// Whether what the guest sees changes. Then the disk has another DataWriteGuid afterwards, and images that
+    /// Whether blocks show other contents afterwards, because pages of the block table that were written shifted are
+    /// moved back: their own again.
+    #[must_use]
+    pub fn moves_blocks_back(&self) -> bool {
+        self.actions.as_ref().is_some_and(|actions| actions.moves_back)
+    }
+
+    /// Whether changes that the log holds, or held, are given up: nobody can tell what the guest misses then.
+    #[must_use]
+    pub fn gives_up_log(&self) -> bool {
+        self.actions.as_ref().is_some_and(|actions| actions.gives_up_log)
+    }
+
+    /// Whether what the guest sees changes, or may. Then the disk has another DataWriteGuid afterwards, and images that
     /// were made on top of it do not know it any more.
     #[must_use]
     pub fn changes_contents(&self) -> bool {

@@ -280,10 +280,12 @@ fn assemble(
     let highest = if grows { end } else { entries.highest };
     let alone = !grows && !logs && !ground.has_work() && entries.report.steps.is_empty();
     let cut_to = if alone { cut(storage, &mut entries, before, length)? } else { None };
-    let shows_else = entries.lost_anything() || entries.moved_back;
+    let (loses, moves_back) = (entries.lost_anything(), entries.moved_back);
     let (tables, others, direct) = pages(storage, parts, &wants, bat, entries)?;
     let actions = Actions {
-        new_identity: shows_else || ground.log_lost,
+        new_identity: loses || moves_back || ground.log_lost,
+        moves_back,
+        gives_up_log: ground.log_lost,
         identifier: ground.identifier,
         discard: ground.discard,
         replay: ground.replay,

@@ -37,8 +37,12 @@ pub(super) struct Actions {
     pub(super) logged: Vec<Vec<Page>>,
     pub(super) extend_to: u64,
     pub(super) cut_to: Option<u64>,
-    /// What the guest sees changes.
+    /// What the guest sees changes, or may.
     pub(super) new_identity: bool,
+    /// Pages of the block table that were shifted are moved back.
+    pub(super) moves_back: bool,
+    /// What the log held is given up, all or some.
+    pub(super) gives_up_log: bool,
     /// The end of the last thing that is claimed.
     pub(super) highest: u64,
 }
