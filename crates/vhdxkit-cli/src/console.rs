@@ -83,6 +83,39 @@ pub(crate) fn named(path: &Path) -> String {
     shown(&path.display().to_string())
 }
 
+/// A path as a shell takes it, and the command behind it: one that begins with a dash is no option.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    match text.starts_with('-') {
+        true => quoted_word(&format!("./{text}")),
+        false => quoted_word(&text),
+    }
+}
+
+/// Any text as a shell takes it.
+pub(crate) fn quoted_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
+    if text.chars().all(plain) && !text.is_empty() {
+        return text.to_owned();
+    }
+    if !text.contains(is_hidden) {
+        return format!("'{}'", text.replace('\'', "'\\''"));
+    }
+    // As bash, zsh and ksh spell what is not to be seen by a terminal.
+    let mut word = "$'".to_owned();
+    for character in text.chars() {
+        match character {
+            '\'' | '\\' => word.extend(['\\', character]),
+            hidden if is_hidden(hidden) => {
+                word.extend([format!("\\U{:08x}", u32::from(hidden))]);
+            }
+            other => word.push(other),
+        }
+    }
+    word.push('\'');
+    word
+}
+
 /// Columns of a terminal that nobody has widened.
 const COLUMNS: usize = 79;
 
@@ -197,6 +230,11 @@ mod tests {
     #[test]
     fn what_a_terminal_obeys_is_made_visible() {
         assert_eq!(named("a\u{1b}[2J\u{202e}ä b".as_ref()), "a\\u{1b}[2J\\u{202e}ä b");
+    }
+
+    #[test]
+    fn a_printed_path_can_be_typed() {
+        assert_eq!(quoted("/a b/it's".as_ref()), r"'/a b/it'\''s'");
     }
 
     #[test]

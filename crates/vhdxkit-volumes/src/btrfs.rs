@@ -25,9 +25,14 @@
 //!
 //! What cannot be seen is a guest that sleeps with this file system mounted: it may have given space out in its
 //! memory only. Whoever frees space must know that no such memory is kept.
+//!
+//! **What stands on what.** [`names`], [`superblock`], [`chunks`] (where an address lies, as far as the superblock
+//! tells), [`tree`] (reads nodes by chunks); above them [`chunk_tree`] (all chunks) and [`extents`].
 
+mod chunk_tree;
 mod chunks;
 mod extents;
+mod names;
 mod superblock;
 mod tree;
 
@@ -35,28 +40,24 @@ use std::ops::Range;
 
 use crate::{FreeMap, FreeMapBuilder, Survey, Trouble, Window};
 use chunks::{Chunk, Chunks};
+use names::{BLOCK_GROUP_TREE, DEVICE_TREE, EXTENT_TREE, Key, Root};
 use superblock::{COPIES, Superblock};
-use tree::{Key, Reader, Root};
+use tree::Reader;
 
 /// Bytes at the start of the device that btrfs gives to nobody.
 const RESERVED: u64 = 1 << 20;
 
-const ROOT_TREE: u64 = 1;
-const EXTENT_TREE: u64 = 2;
-const CHUNK_TREE: u64 = 3;
-const DEVICE_TREE: u64 = 4;
-const BLOCK_GROUP_TREE: u64 = 11;
 /// Type of the item that says where a tree's root is.
 const ROOT_ITEM: u8 = 132;
 
 pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let superblock = Superblock::read(window)?;
     let mut reader = Reader::new(window, &superblock, Chunks::of_system(&superblock)?);
-    let chunks = Chunks::read(&mut reader)?;
+    let chunks = chunk_tree::read(&mut reader)?;
     let of_system = reader.learn(chunks);
     reader.chunks().must_include(&of_system)?;
     let roots = Roots::read(&mut reader)?;
-    reader.chunks().clone().must_be_given_out(&mut reader, &roots.device)?;
+    chunk_tree::must_be_given_out(&mut reader, &roots.device)?;
     let free = extents::free(&mut reader, &roots.extent, roots.block_group.as_ref())?;
     reader.nodes_must_be_in_use(&free)?;
     Ok(Survey {

@@ -12,7 +12,7 @@ mod groups;
 mod superblock;
 
 use crate::bytes::zero_runs;
-use crate::survey::with_free;
+use crate::space::with_free;
 use crate::{FreeMap, FreeMapBuilder, Survey, Trouble, Window};
 
 use groups::{Group, Groups};

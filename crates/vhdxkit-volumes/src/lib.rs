@@ -13,7 +13,8 @@
 //! * [`survey`](fn@survey): which bytes of a file system are free, and whether it says so cleanly.
 //! * [`volumes`]: all of that for a whole disk, and who is believed.
 //!
-//! One module for each family of file systems; `free.rs` is what they all fill, `bytes.rs` how they read.
+//! One module for each family of file systems. They know nothing of each other, nor of those above: `bytes.rs` is
+//! how they read, `free.rs` what they all fill, `space.rs` and `trouble.rs` what they answer.
 #![cfg_attr(
     not(test),
     deny(
@@ -40,8 +41,10 @@ mod ntfs;
 mod own;
 mod partitions;
 mod recognise;
+mod space;
 mod survey;
 mod swap;
+mod trouble;
 mod volumes;
 mod xfs;
 
@@ -49,5 +52,7 @@ pub use disk::{Disk, Window};
 pub use free::{FreeMap, FreeMapBuilder};
 pub use partitions::{Partition, PartitionType, end_of_last, partitions};
 pub use recognise::{FileSystem, recognise};
-pub use survey::{Survey, Trouble, survey};
+pub use space::Survey;
+pub use survey::survey;
+pub use trouble::Trouble;
 pub use volumes::{Volume, volumes};

@@ -13,7 +13,7 @@ mod group;
 mod log;
 mod superblock;
 
-use crate::survey::with_free;
+use crate::space::with_free;
 use crate::{FreeMap, FreeMapBuilder, Survey, Trouble, Window};
 
 use group::Group;

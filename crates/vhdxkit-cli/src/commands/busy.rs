@@ -4,7 +4,8 @@ use std::path::Path;
 
 use vhdxkit_serve::fuse::{User, users_of};
 
-use super::attach::{quoted, sudo};
+use super::attach::sudo;
+use crate::console::quoted;
 
 /// What uses the mount and how to end that, for the end of a sentence.
 pub(super) fn users_in_words(directory: &Path) -> String {

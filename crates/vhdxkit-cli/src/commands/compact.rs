@@ -12,13 +12,12 @@ use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan
 use vhdxkit::{ErrorKind, OpenOptions};
 
 use super::Context;
-use super::check::quoted;
 use super::children::require_none_builds_on;
 use super::ls;
 use super::small_blocks::LargeBlocks;
 use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
-use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
+use crate::console::{Bar, count, named, print_json, quoted, size, stop_on_signal};
 use crate::failure::{begin, has_begun, wrong_usage};
 
 pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::check::quoted;
-use crate::console::named;
+use crate::console::{named, quoted};
 
 /// A file with nothing of a VHDX in it.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use vhdxkit::view::headers::HeaderPair;
 use super::Context;
 use super::log_words::{self, state_name};
 use crate::args::ImageArgs;
-use crate::console::{count, named, size};
+use crate::console::{count, named, quoted, size};
 use anyhow::Context as _;
 
 pub(crate) fn run(args: &ImageArgs, context: Context) -> anyhow::Result<()> {
@@ -143,7 +143,7 @@ impl<W: Write> Teller<'_, W> {
             let end = if self.first { "]\n}" } else { "\n  ]\n}" };
             writeln!(self.out, "{end}")?;
         } else if log.state() == LogState::Dirty {
-            let name = super::check::quoted(&args.image);
+            let name = quoted(&args.image);
             writeln!(
                 self.out,
                 "\nReading commands apply the pending entries in memory. To apply them in the file:\n  vhdx log replay {name}"

@@ -12,6 +12,7 @@ mod convert;
 mod create;
 mod create_vhd;
 mod dump;
+mod findings;
 mod foreign;
 mod generate;
 mod info;
@@ -27,6 +28,7 @@ mod merge;
 #[cfg(target_os = "linux")]
 mod mount;
 mod new_file;
+mod outlook;
 mod read;
 mod recover;
 mod relink;
@@ -41,6 +43,7 @@ mod small_blocks;
 mod snapshot;
 #[cfg(target_os = "linux")]
 mod unmount;
+mod verdict;
 mod write;
 
 use std::process::ExitCode;

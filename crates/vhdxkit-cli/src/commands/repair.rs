@@ -11,13 +11,15 @@ use vhdxkit::defect::Severity;
 use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, plan_file, undo_file};
 
 use super::Context;
-use super::check::{
-    Outlook, as_json, bar, check, exit_code, finding_as_json, findings_as_json, has_problems,
-    number_of, print_advice, print_findings, quoted,
+use super::findings::{
+    as_json, bar, check, exit_code, finding_as_json, findings_as_json, has_problems, number_of,
+    print_findings,
 };
+use super::outlook::Outlook;
+use super::verdict::print_advice;
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
-use crate::console::{count, named, print_json, size, stop_on_signal, wrapped};
+use crate::console::{count, named, print_json, quoted, size, stop_on_signal, wrapped};
 use crate::failure::begin;
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {

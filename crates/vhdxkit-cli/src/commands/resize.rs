@@ -9,11 +9,10 @@ use vhdxkit::ops::smallest::smallest_size;
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
-use super::check::quoted;
 use super::second_gpt::SecondGpt;
 use super::write::{is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{NewSize, ResizeArgs};
-use crate::console::{named, print_json, size};
+use crate::console::{named, print_json, quoted, size};
 use crate::failure::begin;
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {

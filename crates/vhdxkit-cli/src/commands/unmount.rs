@@ -14,10 +14,9 @@ use vhdxkit::{ErrorKind, OpenOptions};
 use vhdxkit_serve::fuse::{self, MountPoint, Standing};
 
 use super::Context;
-use super::attach::quoted;
 use super::busy::users_in_words;
 use crate::args::UnmountArgs;
-use crate::console::print_json;
+use crate::console::{print_json, quoted};
 
 /// Something that looks at each new device is waited for so long.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -2,18 +2,14 @@
 
 use std::rc::Rc;
 
-use super::superblock::{Device, Superblock, uuid_at};
-use super::tree::{Key, Reader, Root};
+use super::names::{Key, uuid_at};
+use super::superblock::Superblock;
 use crate::Trouble;
 use crate::bytes::{u16_at, u64_at};
 
-/// Types of items: a device, what the device has given to a chunk, a chunk.
-const DEVICE_ITEM: u8 = 216;
-const DEVICE_EXTENT: u8 = 204;
+/// Type of the item that is a chunk, and the object that all chunks have.
 const CHUNK_ITEM: u8 = 228;
-/// The object that all chunks have, and the one that devices have.
 const CHUNKS: u64 = 256;
-const DEVICES: u64 = 1;
 /// Bytes of a chunk item without its stripes, and of a stripe.
 const ITEM: usize = 48;
 const STRIPE: usize = 32;
@@ -35,9 +31,6 @@ const PROFILES: [(u64, &str); 8] = [
     (!0x7FF, "unknown"),
 ];
 
-/// So many chunks are kept: those of a pebibyte.
-const MOST_CHUNKS: usize = 1 << 20;
-
 /// A range of logical addresses, and where it lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunk {
@@ -54,7 +47,7 @@ impl Chunk {
     }
 
     /// A chunk item.
-    fn of_item(superblock: &Superblock, key: Key, item: &[u8]) -> Result<Self, Trouble> {
+    pub(super) fn of_item(superblock: &Superblock, key: Key, item: &[u8]) -> Result<Self, Trouble> {
         let damaged = |what: &str| Err(Trouble::damaged(format!("the chunk at {} {what}", key.2)));
         if (key.0, key.1) != (CHUNKS, CHUNK_ITEM) {
             return damaged("has another key");
@@ -123,33 +116,8 @@ impl Chunks {
         Self::in_order(chunks)
     }
 
-    /// All of them, and that the device is the superblock's.
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Trouble> {
-        let superblock = reader.superblock();
-        let (mut chunks, mut devices) = (Vec::new(), 0u32);
-        let keys = Key::LEAST..=Key::MOST;
-        reader.walk(&superblock.chunk_root, keys, &mut |key, item| {
-            if (key.0, key.1) == (DEVICES, DEVICE_ITEM) {
-                devices = devices.saturating_add(1);
-                let device = Device::of_item(item);
-                if key.2 != device.id || device != superblock.device {
-                    return Err(Trouble::damaged("its device is not the superblock's"));
-                }
-            } else {
-                if chunks.len() >= MOST_CHUNKS {
-                    return Err(Trouble::not_known(format!("it has over {MOST_CHUNKS} chunks")));
-                }
-                chunks.push(Chunk::of_item(superblock, key, item)?);
-            }
-            Ok(())
-        })?;
-        if devices != 1 {
-            return Err(Trouble::damaged(format!("its chunk tree knows {devices} devices")));
-        }
-        Self::in_order(chunks)
-    }
-
-    fn in_order(chunks: Vec<Chunk>) -> Result<Self, Trouble> {
+    /// Of chunks in the order of their logical addresses; two that overlap are damage.
+    pub(super) fn in_order(chunks: Vec<Chunk>) -> Result<Self, Trouble> {
         let mut behind = 0;
         for chunk in &chunks {
             if chunk.logical < behind {
@@ -202,35 +170,5 @@ impl Chunks {
                 other.logical
             ))),
         }
-    }
-
-    /// The device tree must have given just these places to these chunks, no byte to two of them.
-    pub(super) fn must_be_given_out(
-        &self,
-        reader: &mut Reader<'_>,
-        tree: &Root,
-    ) -> Result<(), Trouble> {
-        let device = &reader.superblock().device;
-        let places = self.places();
-        let mut expected = places.iter();
-        let (mut behind, mut used) = (0, 0u64);
-        let keys = Key(device.id, DEVICE_EXTENT, 0)..=Key(device.id, DEVICE_EXTENT, u64::MAX);
-        reader.walk(tree, keys, &mut |key, item| {
-            let (chunk, length) = (u64_at(item, 16), u64_at(item, 24));
-            let same = expected.next().is_some_and(|(place, expected)| {
-                (*place, expected.logical, expected.length) == (key.2, chunk, length)
-            });
-            if !same || key.2 < behind {
-                let at = key.2;
-                return Err(Trouble::damaged(format!("byte {at} of the device is in dispute")));
-            }
-            behind = key.2.saturating_add(length);
-            used = used.saturating_add(length);
-            Ok(())
-        })?;
-        if expected.next().is_some() || used != device.bytes_used {
-            return Err(Trouble::damaged("the device has not given out what chunks take"));
-        }
-        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Extents: which logical addresses are in use.
 
 use super::chunks::{Chunks, USES};
-use super::tree::{Key, Reader, Root};
+use super::names::{Key, Root};
+use super::tree::Reader;
 use crate::bytes::u64_at;
 use crate::{FreeMap, FreeMapBuilder, Trouble};
 

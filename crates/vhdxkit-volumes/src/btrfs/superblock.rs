@@ -1,7 +1,6 @@
 //! The superblock: what is understood of a file system, and where its trees begin.
 
-use super::tree::Root;
-use super::{CHUNK_TREE, ROOT_TREE};
+use super::names::{CHUNK_TREE, ROOT_TREE, Root, uuid_at};
 use crate::bytes::{label, u8_at, u16_at, u32_at, u64_at};
 use crate::{Trouble, Window};
 
@@ -242,8 +241,4 @@ fn checksum_name(kind: u16) -> String {
         3 => "its checksum BLAKE2".to_owned(),
         other => format!("its checksum {other}"),
     }
-}
-
-pub(super) fn uuid_at(bytes: &[u8], at: usize) -> [u8; 16] {
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
 }

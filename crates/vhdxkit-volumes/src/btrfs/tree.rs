@@ -4,24 +4,10 @@ use std::cmp::Ordering;
 use std::ops::RangeInclusive;
 
 use super::chunks::Chunks;
-use super::superblock::{Superblock, uuid_at};
+use super::names::{Key, Root, uuid_at};
+use super::superblock::Superblock;
 use crate::bytes::{u8_at, u32_at, u64_at};
 use crate::{FreeMap, Trouble, Window};
-
-/// Object, type of the item, offset: what trees are sorted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key(pub(super) u64, pub(super) u8, pub(super) u64);
-
-impl Key {
-    pub(super) const LEAST: Self = Self(0, 0, 0);
-    pub(super) const MOST: Self = Self(u64::MAX, u8::MAX, u64::MAX);
-    pub(super) const LENGTH: usize = 17;
-
-    pub(super) fn at(bytes: &[u8], at: usize) -> Self {
-        let field = |offset: usize| at.saturating_add(offset);
-        Self(u64_at(bytes, at), u8_at(bytes, field(8)), u64_at(bytes, field(9)))
-    }
-}
 
 /// Levels of a tree, at most; leaves are level 0.
 const LEVELS: u8 = 8;
@@ -29,25 +15,6 @@ const LEVELS: u8 = 8;
 const HEADER: usize = 101;
 const ITEM: usize = 25;
 const POINTER: usize = 33;
-
-/// Where a tree begins.
-#[derive(Debug, Clone)]
-pub(super) struct Root {
-    /// Its number: what its nodes have as their owner.
-    pub(super) tree: u64,
-    pub(super) name: &'static str,
-    pub(super) at: u64,
-    pub(super) generation: u64,
-    pub(super) level: u8,
-}
-
-impl Root {
-    /// A root item.
-    pub(super) fn of_item(tree: u64, name: &'static str, item: &[u8]) -> Self {
-        let (at, generation, level) = (u64_at(item, 176), u64_at(item, 160), u8_at(item, 238));
-        Self { tree, name, at, generation, level }
-    }
-}
 
 /// What is called for each item that was asked for.
 pub(super) type Each<'e> = &'e mut dyn FnMut(Key, &[u8]) -> Result<(), Trouble>;

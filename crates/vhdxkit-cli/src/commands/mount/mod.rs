@@ -17,11 +17,12 @@ use vhdxkit_serve::Disk;
 use vhdxkit_serve::fuse::{self, Mount, MountOptions, ServedFile};
 
 use super::Context;
-use super::attach::{Contents, find, quoted};
+use super::attach::{Contents, find};
 use super::children::{require_no_children, writing_would_lose};
 use super::snapshot::in_memory;
 use super::write::warn_of_change_tracking;
 use crate::args::{MountArgs, warn};
+use crate::console::quoted;
 use crate::detach::{self, tell};
 
 /// What uses the mount for a moment only is waited for so long before an unmount gives up.

@@ -8,9 +8,9 @@ use vhdxkit::ParentPolicy;
 use vhdxkit_serve::fuse::{Mount, ServedFile};
 
 use super::super::Context;
-use super::super::attach::{Contents, quoted, sudo};
+use super::super::attach::{Contents, sudo};
 use crate::args::MountArgs;
-use crate::console::{print_json, size};
+use crate::console::{print_json, quoted, size};
 use crate::detach;
 
 /// A file, and the commands for it.

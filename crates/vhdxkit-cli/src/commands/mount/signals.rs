@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use vhdxkit_serve::fuse::{self, Mount, Standing};
 
-use super::super::attach::{quoted, sudo};
+use super::super::attach::sudo;
 use super::super::busy::users_in_words;
 use super::PATIENCE;
+use crate::console::quoted;
 use crate::detach::tell;
 
 /// The exit status of a server that was told twice to end.

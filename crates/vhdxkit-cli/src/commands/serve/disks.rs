@@ -9,12 +9,12 @@ use vhdxkit::ops::partitions::{Partition, partitions};
 use vhdxkit::{CreateOptions, Image, OpenOptions};
 use vhdxkit_serve::{Disk, Export, Tell};
 
-use super::super::attach::{find, quoted};
+use super::super::attach::find;
 use super::super::children::{require_no_children, writing_would_lose};
 use super::super::snapshot::{in_memory, with_parents_of};
 use super::super::write::warn_of_change_tracking;
 use crate::args::{ServeArgs, warn};
-use crate::console::size;
+use crate::console::{quoted, size};
 use crate::failure::{NoParent, wrong_usage};
 
 /// An image, and how clients see it.

@@ -9,9 +9,8 @@ use super::disks::Served;
 use super::places::Address;
 use crate::args::ServeArgs;
 use crate::commands::Context;
-use crate::commands::attach::{quoted, sudo};
-use crate::commands::check::quoted_word;
-use crate::console::{print_json, size};
+use crate::commands::attach::sudo;
+use crate::console::{print_json, quoted, quoted_word, size};
 use crate::detach;
 
 pub(super) fn print(

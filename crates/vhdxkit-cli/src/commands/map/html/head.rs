@@ -11,8 +11,10 @@ use vhdxkit::{Error, Image};
 
 use super::markup::{Html, cut};
 use super::{Facts, Mapped, percent};
-use crate::commands::check::{self, quoted, quoted_word};
-use crate::console::{count, size};
+use crate::commands::findings::number_of;
+use crate::commands::outlook::Outlook;
+use crate::commands::verdict::{what_happened, what_is_safe};
+use crate::console::{count, quoted, quoted_word, size};
 
 /// What is worth giving back: this much, or a tenth of the file.
 const WORTH_COMPACTING: u64 = 256 << 20;
@@ -92,9 +94,7 @@ fn keep(image: &str) -> (String, &'static str) {
 
 fn judge(facts: &Facts) -> Verdict {
     let image = quoted(Path::new(&facts.path));
-    let of = |severity| {
-        facts.checked.iter().map(|c| check::number_of(&c.findings, severity)).sum::<u64>()
-    };
+    let of = |severity| facts.checked.iter().map(|c| number_of(&c.findings, severity)).sum::<u64>();
     let mapped = match &facts.mapped {
         Ok(mapped) => mapped,
         Err(error) => {
@@ -129,16 +129,16 @@ fn judge_damaged(facts: &Facts, image: &str, words: String) -> Verdict {
     let bad_ones =
         || findings().flat_map(Findings::list).filter(|found| found.severity() > Severity::Info);
     let mut next = vec![keep(image)];
-    if check::Outlook::of(Path::new(&facts.path), true).mends {
+    if Outlook::of(Path::new(&facts.path), true).mends {
         let command = format!("vhdx check {image} --repair --dry-run");
         next.push((command, "tells what a repair would do, and changes nothing"));
     }
     let command = format!("vhdx recover {image} --to NEW.vhdx");
     next.push((command, "gets everything that can be had, into another file"));
     let worst = findings().find(|findings| findings.has_problems());
-    let safe = worst.map_or_else(|| "the file".to_owned(), check::what_is_safe);
+    let safe = worst.map_or_else(|| "the file".to_owned(), what_is_safe);
     let overwritten = findings().any(Findings::is_table_overwritten);
-    let happened = check::what_happened(bad_ones(), overwritten);
+    let happened = what_happened(bad_ones(), overwritten);
     let log = match facts.mapped.as_ref().map(|mapped| mapped.image.log().state()) {
         Ok(LogState::Invalid) => " Everything below is as it lies on disk, without its log.",
         _ => "",

@@ -1,0 +1,98 @@
+//! What a repair would do about a file, or has done: what is advised depends on it.
+
+use std::path::{Path, PathBuf};
+
+use vhdxkit::OpenOptions;
+use vhdxkit::defect::{Defect, Remedy, Severity};
+use vhdxkit::ops::check::CheckedImage;
+use vhdxkit::ops::repair::{Left, Plan, RepairOptions, Word, plan_file};
+
+use crate::args::CheckArgs;
+
+/// What a repair would do or has done, as far as the last lines of an answer depend on it.
+#[derive(Debug, Default)]
+pub(super) struct Outlook {
+    /// It has written the file.
+    pub(super) written: bool,
+    /// It would do something without any word of the user's.
+    pub(super) mends: bool,
+    /// Words on which it would do something, or more.
+    pub(super) words: Vec<Word>,
+    /// What it would leave, or has left.
+    left: Vec<Left>,
+    /// Codes of findings of which it would mend some, or has mended them.
+    mended: Vec<&'static str>,
+    /// A child whose link is wrong, and its parent where that was found.
+    pub(super) relink: Option<(PathBuf, Option<PathBuf>)>,
+}
+
+impl Outlook {
+    /// Of a file that nobody has tried to repair.
+    pub(super) fn of(path: &Path, force_share: bool) -> Self {
+        match plan_file(path, &RepairOptions::default(), force_share, &mut ()) {
+            Ok(plan) => Self::before(&plan),
+            // What cannot be thought out cannot be offered either.
+            Err(_) => Self::default(),
+        }
+    }
+
+    /// Why a repair does nothing about any finding of this code that is there; `None` where it does, or nobody knows.
+    pub(super) fn left_of(&self, code: &str) -> Option<&Left> {
+        let mends = !self.written && self.mended.contains(&code);
+        self.left.iter().find(|left| left.code == code && !mends)
+    }
+
+    /// With the link to a parent that a person has to mend.
+    pub(super) fn with_link(self, image: &CheckedImage, args: &CheckArgs) -> Self {
+        Self { relink: to_relink(image, args), ..self }
+    }
+
+    /// As long as a plan is one.
+    pub(super) fn before(plan: &Plan) -> Self {
+        Self { written: false, mends: !plan.is_empty(), ..Self::after(plan) }
+    }
+
+    /// Once a plan has been carried out.
+    pub(super) fn after(plan: &Plan) -> Self {
+        let mut words = Vec::new();
+        for word in plan.left().iter().filter_map(|left| left.word) {
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+        let mended = if plan.is_empty() { Vec::new() } else { plan.codes() };
+        let left = plan.left().to_vec();
+        Self { written: !plan.is_empty(), words, left, mended, ..Self::default() }
+    }
+}
+
+/// Which child of the chain has to be told its parent, and which that is. One in a folder that the user has named
+/// comes before one that lies there by chance.
+fn to_relink(image: &CheckedImage, args: &CheckArgs) -> Option<(PathBuf, Option<PathBuf>)> {
+    let own = || image.path.clone();
+    let stale = |finding: &Defect| match finding {
+        Defect::ParentPathStale { found } => Some(PathBuf::from(found)),
+        _ => None,
+    };
+    if let Some(parent) = image.findings.list().iter().find_map(stale) {
+        return Some((own(), Some(parent)));
+    }
+    let relinked = |finding: &Defect| {
+        finding.severity() > Severity::Info
+            && matches!(finding.remedy(), Remedy::Elsewhere(what) if what.contains("relink"))
+    };
+    if !image.findings.list().iter().any(relinked) {
+        return None;
+    }
+    let options = OpenOptions::new().force_share(args.image.open.force_share).without_log(true);
+    let Err(error) = args.parents.over(options).open(&image.path) else {
+        return Some((own(), None));
+    };
+    let Some(problem) = error.parent_problem() else { return Some((own(), None)) };
+    let searched =
+        |path: &&PathBuf| args.parents.search.iter().any(|folder| path.starts_with(folder));
+    let found = problem.found.iter().find(searched).or_else(|| problem.found.first());
+    // A link further up may be the one that is wrong.
+    let child = Some(&problem.child).filter(|child| !child.as_os_str().is_empty());
+    Some((child.cloned().unwrap_or_else(own), found.cloned()))
+}

@@ -1,0 +1,212 @@
+//! The last lines of a check or a repair.
+//!
+//! What a frightened person needs is at the end, where the terminal stands still: what happened, what is safe,
+//! what to type. The findings themselves come before it.
+
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+
+use vhdxkit::defect::{Defect, Severity};
+use vhdxkit::findings::Findings;
+use vhdxkit::ops::check::CheckedImage;
+use vhdxkit::ops::repair::Word;
+
+use super::findings::number_of;
+use super::outlook::Outlook;
+use crate::console::{count, named, quoted, wrapped};
+
+/// What happened, what is safe, what to type.
+pub(super) fn print_verdict(
+    out: &mut impl Write,
+    image: &CheckedImage,
+    outlook: &Outlook,
+) -> anyhow::Result<()> {
+    let CheckedImage { path, findings, .. } = image;
+    let name = named(path);
+    let of = |severity| number_of(findings, severity);
+    let errors = count(of(Severity::Error), "error", "errors");
+    let warnings = count(of(Severity::Warning), "warning", "warnings");
+    match (of(Severity::Error), of(Severity::Warning)) {
+        (0, 0) => {
+            writeln!(out, "{name}: no problem found")?;
+            return Ok(());
+        }
+        (0, _) if !findings.doubtful_blocks().is_empty() => writeln!(out, "{name}: {warnings}")?,
+        (0, _) => writeln!(out, "{name}: {warnings}; every byte of the disk can be read")?,
+        (_, 0) => writeln!(out, "{name}: {errors}")?,
+        _ => writeln!(out, "{name}: {errors}, {warnings}")?,
+    }
+    print_advice(out, path, findings, outlook)
+}
+
+/// The last lines of a bad answer.
+pub(super) fn print_advice(
+    out: &mut impl Write,
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> anyhow::Result<()> {
+    let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
+    let happened = what_happened(bad(), findings.is_table_overwritten());
+    let mut safe = what_is_safe(findings);
+    if !outlook.written {
+        safe.push_str("; the file was not changed");
+    }
+    writeln!(out)?;
+    wrapped(out, "  What happened   ", 18, happened)?;
+    wrapped(out, "  What is safe    ", 18, &safe)?;
+    let mut start = "  What to type    ";
+    for (command, why) in what_to_type(path, findings, outlook) {
+        writeln!(out, "{start}{command}")?;
+        if !why.is_empty() {
+            writeln!(out, "                      {why}")?;
+        }
+        start = "                  ";
+    }
+    Ok(())
+}
+
+/// Whole commands, the first ones first, and what each is for.
+fn what_to_type(
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> Vec<(String, &'static str)> {
+    let file = quoted(path);
+    let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
+    let mut lines = Vec::new();
+    if !outlook.written {
+        let copy = format!("cp --sparse=always {file} COPY");
+        lines.push((copy, "keeps the file as it is: do that first"));
+    }
+    if let Some(Defect::UnreachableEntries { first, .. }) =
+        bad().find(|found| matches!(found, Defect::UnreachableEntries { .. }))
+    {
+        let save = format!("vhdx log extract {file} --entry {first} -o entry-{first}.bin");
+        lines.push((save, "saves a log entry that a repair would give up"));
+    }
+    if let Some((child, parent)) = &outlook.relink {
+        let (child, why) = (quoted(child), "tells the child where its parent lies");
+        match parent {
+            Some(parent) => {
+                lines.push((format!("vhdx relink {child} --parent {}", quoted(parent)), why));
+            }
+            None => lines.push((format!("vhdx relink {child} --parent PARENT"), why)),
+        }
+    }
+    let dry = format!("vhdx check {file} --repair --dry-run");
+    if outlook.mends {
+        lines.push((dry.clone(), "tells what a repair would do, and changes nothing"));
+    }
+    // Before anything is given up.
+    if bad().any(|finding| finding.severity() == Severity::Error) {
+        let recover = format!("vhdx recover {file} --to NEW.vhdx");
+        lines.push((recover, "gets everything that can be had, into another file"));
+    }
+    for word in &outlook.words {
+        let (word, meaning) = word_and_meaning(*word);
+        lines.push((format!("{dry} {word}"), meaning));
+    }
+    lines
+}
+
+/// A word on the command line, and what it means.
+fn word_and_meaning(word: Word) -> (&'static str, &'static str) {
+    match word {
+        Word::DiscardLog => ("--discard-log", "what a repair would do if the log is given up"),
+        Word::UseHeader => ("--use-header 1", "what a repair would do if header 1 is right; or 2"),
+        _ => ("--allow-data-loss", "what it would do if what the file lacks may be zeros"),
+    }
+}
+
+/// The worst of it, as one would say it.
+pub(super) fn what_happened<'a>(
+    bad: impl Iterator<Item = &'a Defect>,
+    overwritten: bool,
+) -> &'static str {
+    let mut told = "a table of the file breaks the format, in a way that costs nothing yet";
+    let mut rank = 0;
+    if overwritten {
+        (rank, told) =
+            (6, "the block table was overwritten: part of it holds what no writer of VHDX writes");
+    }
+    for finding in bad {
+        let (worse, text) = match finding {
+            Defect::NotVhdx { .. } | Defect::FileTooShort { .. } => {
+                (9, "this is no VHDX file, or its beginning was overwritten")
+            }
+            Defect::NoValidHeader { .. } | Defect::NoRegionTable { .. } => {
+                (8, "both copies of what leads to everything else are damaged")
+            }
+            Defect::NoActiveSequence { .. } => {
+                (7, "the last writer ended in the middle, and its log cannot be replayed")
+            }
+            Defect::Truncated { .. } => (7, "the end of the file was cut off"),
+            Defect::BlockOutside { .. } | Defect::RegionOutside { .. } => {
+                (6, "the end of the file is missing: an unfinished copy, or it was cut off")
+            }
+            Defect::BlockOverlap { .. } => {
+                (5, "two blocks claim the same place, so one of them shows the other's bytes")
+            }
+            Defect::ShiftedPage { .. } => (5, "an old QEMU has shifted a page of the block table"),
+            Defect::ParentUnusable { .. } => (4, "the disk's parent is missing or was changed"),
+            other if other.severity() == Severity::Error => {
+                (3, "a table that tells where the disk's bytes are is damaged")
+            }
+            Defect::HeaderCopyInvalid { .. } | Defect::RegionTableCopyInvalid { .. } => {
+                (2, "one of two copies is damaged; the other one is whole")
+            }
+            _ => (1, "a table of the file breaks the format, in a way that costs nothing yet"),
+        };
+        if worse > rank {
+            (rank, told) = (worse, text);
+        }
+    }
+    told
+}
+
+/// Which of the disk's bytes are sound. Every block that is in doubt is named, or counted in a range.
+pub(super) fn what_is_safe(findings: &Findings) -> String {
+    let has = |which: fn(&Defect) -> bool| findings.list().iter().any(which);
+    let doubtful = findings.doubtful_blocks();
+    let but = match &doubtful[..] {
+        [] => String::new(),
+        [one] if one.end - one.start == 1 => format!(" but block {}", one.start),
+        many => format!(" but blocks {}", compact(many)),
+    };
+    let errors = number_of(findings, Severity::Error);
+    if errors == 0 && doubtful.is_empty() {
+        "every byte of the disk: it can be read as it is".to_owned()
+    } else if has(|f| matches!(f, Defect::NoActiveSequence { .. } | Defect::Truncated { .. })) {
+        format!("everything that was in place before{but}")
+    } else if !doubtful.is_empty() {
+        format!("everything{but}")
+    } else {
+        "nothing can be told of the disk's bytes yet".to_owned()
+    }
+}
+
+/// Ranges that are printed.
+const MOST_RANGES: usize = 12;
+
+/// Blocks as `3, 7-12 and 4 more ranges, 40 blocks in all`.
+fn compact(ranges: &[Range<u64>]) -> String {
+    let names: Vec<String> = ranges
+        .iter()
+        .take(MOST_RANGES)
+        .map(|run| match run.end - run.start {
+            1 => run.start.to_string(),
+            _ => format!("{}-{}", run.start, run.end - 1),
+        })
+        .collect();
+    let all: u64 = ranges.iter().map(|run| run.end - run.start).sum();
+    match ranges.len().saturating_sub(MOST_RANGES) as u64 {
+        0 => names.join(", "),
+        more => format!(
+            "{} and {}, {all} blocks in all (--json lists them)",
+            names.join(", "),
+            count(more, "more range", "more ranges")
+        ),
+    }
+}
