@@ -157,8 +157,9 @@ impl Class {
                 Some(flushed(start, &workload::items(start), index / 3))
             }
             Self::Compact => {
-                let starts = [Start::Fresh, Start::Recycled, Start::Fresh, Start::Border];
-                Some(compacted(starts[index % 4], index / 4))
+                let starts =
+                    [Start::Fresh, Start::Recycled, Start::Fresh, Start::Border, Start::Enlarged];
+                Some(compacted(starts[index % 5], index / 5))
             }
             Self::ChildCompact => {
                 let starts =

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use vhdxkit::ops::relink::relink_storage;
 use vhdxkit::storage::Storage;
-use vhdxkit::{CreateOptions, Image, OpenOptions};
+use vhdxkit::{CreateOptions, Image, OpenOptions, Shrink};
 
 use crate::disk::SimDisk;
 use crate::medium::Medium;
@@ -31,6 +31,9 @@ pub enum Start {
     Fixed,
     /// Blocks of 256 MiB: the table's sector bitmap entries come after every 16.
     Border,
+    /// Blocks of 2 MiB of a disk that was enlarged again and again: its table lies behind most of them, and of
+    /// the gaps between them some are too small for a block.
+    Enlarged,
     /// A child that holds nothing yet, of six blocks of 1 MiB.
     Child,
     /// One of six blocks of 2 MiB; the free space of its file holds foreign bytes, its sector bitmap the
@@ -133,11 +136,12 @@ impl Scene {
 
 impl Start {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Fresh,
         Self::Recycled,
         Self::Fixed,
         Self::Border,
+        Self::Enlarged,
         Self::Child,
         Self::ChildRecycled,
         Self::ChildBorder,
@@ -165,7 +169,7 @@ impl Start {
     #[must_use]
     pub fn block(self) -> u64 {
         match self {
-            Self::Recycled | Self::ChildRecycled => 2 * MIB,
+            Self::Recycled | Self::ChildRecycled | Self::Enlarged => 2 * MIB,
             Self::Border | Self::ChildBorder => 256 * MIB,
             _ => MIB,
         }
@@ -192,6 +196,7 @@ impl Start {
         let [first, _, last] = self.blocks();
         match self {
             Self::ChildResize => (0..7).chain(last..last + 4).collect(),
+            Self::Enlarged => (0..8).collect(),
             _ => (first..=last + 2).collect(),
         }
     }
@@ -207,6 +212,7 @@ impl Start {
             Self::Fresh | Self::Child => 6 * MIB,
             Self::Recycled | Self::ChildRecycled => 12 * MIB,
             Self::Fixed => 5 * MIB,
+            Self::Enlarged => 16 * MIB,
             Self::Border | Self::ChildBorder => 18 << 28,
             Self::ChildResize => CHUNK + MIB + MIB / 2,
         }
@@ -234,6 +240,9 @@ impl Start {
         if self.is_recycled() {
             leave_foreign_bytes(&disk);
         }
+        if self == Self::Enlarged {
+            self.enlarge(&disk, &mut model);
+        }
         let image = below.open(&OpenOptions::new(), disk.clone()).expect("it can be opened");
         model.describe(Properties::of(&image));
         drop(image);
@@ -244,6 +253,32 @@ impl Start {
     fn cells(self, number: u64) -> [u64; 4] {
         let (start, block) = (number * self.block(), self.block());
         [start, start + SECTOR, start + block / 2, start + block - SECTOR]
+    }
+
+    /// Stores blocks, each where there is room, and moves the table away from between them. Once block 0 has gone,
+    /// a compaction moves the table down, and then there is no gap for the last block but where that was.
+    fn enlarge(self, disk: &Arc<SimDisk>, model: &mut Model) {
+        let steps: [(&[u64], u64); 4] =
+            [(&[4], 300 << 30), (&[0], 600 << 30), (&[1, 5, 6], 900 << 30), (&[7, 2], 900 << 30)];
+        for (blocks, size) in steps {
+            let options = OpenOptions::new().write(true).reproducible(44 + size);
+            let mut image = options.open_storage(disk.clone()).expect("it can be opened");
+            for at in blocks.iter().flat_map(|block| self.cells(*block)) {
+                let version = model.next_version();
+                model.put(at..at + SECTOR, version);
+                image.write_at(at, &stamp(at, version)).expect("it can be written");
+            }
+            model.resize(size);
+            image.resize(size, Shrink::ZerosOnly).expect("it can grow");
+            model.resized();
+            image.close().expect("it can be closed");
+        }
+        let options = OpenOptions::new().write(true).reproducible(43);
+        let image = options.open_storage(disk.clone()).expect("it can be opened");
+        model.put(self.bytes_of(1), 0);
+        image.write_zeroes(self.bytes_of(1)).expect("it can be zeroed");
+        image.close().expect("it can be closed");
+        model.acknowledge();
     }
 
     /// Makes a parent with data, and tells how to make its child. The model learns what the child shows.
@@ -298,4 +333,33 @@ fn leave_stale_bits(disk: &Arc<SimDisk>, below: &Below) {
     let bits = child.sector_bitmap(0).expect("its entry is good").expect("it is there");
     disk.write_at(table, &[0; 8]).expect("room");
     disk.write_at(bits, &[0xFF; 4096]).expect("room");
+}
+
+#[cfg(test)]
+mod tests {
+    use vhdxkit::ops::compact::{CompactOptions, compact};
+
+    use super::*;
+
+    /// The one start where a compaction needs the place that the table has just left. Were it not so any more, a
+    /// crash in between would be tried by nothing.
+    #[test]
+    fn compacting_an_enlarged_disk_uses_the_tables_old_place() {
+        let scene = Start::Enlarged.scene();
+        let disk = Arc::new(SimDisk::new(scene.medium));
+        let open = || {
+            let options = OpenOptions::new().write(true).reproducible(1);
+            options.open_storage(disk.clone()).expect("it can be opened")
+        };
+        let places = |image: &Image| {
+            let block =
+                image.extents(4 * MIB..6 * MIB).next().expect("block 2").expect("it is whole");
+            (image.regions().bat().offset / MIB, block.file_offset.expect("it has a place") / MIB)
+        };
+        let image = open();
+        assert_eq!(places(&image), (17, 21));
+        image.discard(0..2 * MIB).expect("it can be discarded");
+        compact(image, CompactOptions::default().free_space(false), &mut ()).expect("a compaction");
+        assert_eq!(places(&open()), (6, 17));
+    }
 }
