@@ -113,13 +113,16 @@ pub fn repairable() -> Vec<Fault> {
 
 fn headers() -> Vec<Fault> {
     let [first, second] = HEADER_OFFSETS.map(|at| at as usize);
-    let damaged = |bytes: &mut [u8], at: usize| bytes[at + 0x100] ^= 1;
+    let damaged = |bytes: &mut [u8], at: usize| bytes[at + 0x20] ^= 1;
+    let reserved = |bytes: &mut [u8], at: usize| bytes[at + 0x100] ^= 1;
     let mut faults = vec![
         of("V1", "the signature is damaged", sound())
             .fault(|bytes, _| bytes[..8].copy_from_slice(b"vhdxfilf")),
         of("V3", "header copy 1 is damaged", sound()).fault(|bytes, _| damaged(bytes, first)),
         of("V3", "header copy 2 is damaged, the current one", sound())
             .fault(|bytes, _| damaged(bytes, second)),
+        of("V3", "header copy 2, the current one, is damaged where it holds nothing", sound())
+            .fault(|bytes, _| reserved(bytes, second)),
         of("W-HDRPAIR", "the older header has another identity", sound()).fault(|bytes, _| {
             bytes[first + 0x20..first + 0x30].fill(0x77);
             reseal_header(bytes, 0);

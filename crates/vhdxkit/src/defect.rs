@@ -244,6 +244,8 @@ defects! {
         "no valid header: copy 1: {first}; copy 2: {second}";
     HeaderCopyInvalid { at: u64, fault: CopyFault } => "V3", Warning, "header", Some(*at), HEAL_HEADER,
         "this header copy is damaged ({fault}); the other one is good and was used";
+    HeaderReservedDamaged { at: u64 } => "V3", Warning, "header", Some(*at), HEAL_HEADER,
+        "the reserved bytes of this header copy are damaged, so that other programs take it for invalid; its checksum proves that all of its fields are whole";
     HeaderPairDiffers { at: u64, fields: String } => "W-HDRPAIR", Info, "header", Some(*at), HEAL_HEADER,
         "the older header copy differs in {fields}";
     HeaderTie { at: u64, sequence: u64, fields: String } => "V4", Error, "header", Some(*at), OnYourWord("--use-header 1|2", "let the copy count that you name"),
@@ -270,7 +272,9 @@ defects! {
         "the log holds changes that are not in place yet (sequence {first} to {last}, entries: {entries}); reading applies them in memory";
     UnreachableEntries { at: u64, head: u64, first: u64, last: u64 } => "W-LOGGAP", Warning, "log", Some(*at), OnYourWord("--allow-data-loss", "replay what can be replayed and give up the newer entries"),
         "entries {first} to {last} are whole and newer than what is replayed (up to {head}), but one before them is damaged: what they hold would be lost by a replay in the file";
-    LogOrphan { at: u64, entries: u64, certain: bool } => "W-LOGORPHAN", if *certain { Error } else { Info }, "log", Some(*at), Elsewhere("`vhdx recover` uses them"),
+    LostLogFound { at: u64, entries: u64 } => "I-LOGFOUND", Info, "log", Some(*at), Repair("replay the log"),
+        "a header copy is damaged which named the log; its entries ({entries}) belong to the session of the other copy, so they are used";
+    LogOrphan { at: u64, entries: u64, certain: bool } => "W-LOGORPHAN", if *certain { Error } else { Info }, "log", Some(*at), OnYourWord("--discard-log", "go on without them; `vhdx recover` uses them"),
         "one header copy is damaged, the other names no log, and {what}: the lost header may have named a log whose newest entries are not in place", what = orphaned(entries, *certain);
     TornEntry { at: u64, sequence: u64, fault: EntryFault } => "I-TORN", Info, "log", Some(*at), Nothing,
         "entry {sequence} does not count: {fault}";

@@ -8,7 +8,7 @@ use common::repairing::{MIB, block, everything, some_fault};
 use vhdxkit::defect::Severity;
 use vhdxkit::ops::check::check;
 use vhdxkit::ops::recover::{Salvage, SalvageOptions};
-use vhdxkit::ops::repair::{Repair, RepairOptions, plan, plan_file};
+use vhdxkit::ops::repair::{Repair, RepairOptions, Word, plan, plan_file};
 use vhdxkit::storage::{MemoryStorage, Storage};
 use vhdxkit::view::headers::HeaderPair;
 use vhdxkit::{ErrorKind, OpenOptions};
@@ -159,10 +159,10 @@ fn no_repair_throws_bytes_at_the_end_of_the_file_away() {
     }
 }
 
-/// The file with one header copy damaged, whose fields can still be read.
+/// The file with one header copy damaged: its DataWriteGuid is another.
 fn with_damaged_header(bytes: &[u8], copy: usize) -> Arc<MemoryStorage> {
     let mut bytes = bytes.to_vec();
-    bytes[0x1_0100 + copy * 0x1_0000] ^= 1;
+    bytes[0x1_0028 + copy * 0x1_0000] ^= 1;
     Arc::new(MemoryStorage::new(bytes))
 }
 
@@ -208,10 +208,10 @@ fn a_log_that_only_the_damaged_header_named_is_not_written_over() {
 fn refuses_to_write_over_the_log(file: &Arc<MemoryStorage>) {
     let before = file.to_vec();
     assert_eq!(orphans(file), [Severity::Error]);
-    let thought = plan(file.clone(), &everything(), &mut ()).unwrap();
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
     assert!(thought.is_empty(), "{thought:?}");
     let left = thought.left().iter().find(|left| left.code == "W-LOGORPHAN").unwrap();
-    assert!(left.why.contains("vhdx recover"), "{left:?}");
+    assert!(left.why.contains("vhdx recover") && left.word == Some(Word::DiscardLog), "{left:?}");
     thought.carry_out(&**file, &mut ()).unwrap();
     // Who opens it for writing would write over it just the same; who reads is told.
     let error = OpenOptions::new().write(true).open_storage(file.clone()).unwrap_err();
@@ -221,26 +221,37 @@ fn refuses_to_write_over_the_log(file: &Arc<MemoryStorage>) {
     assert!(file.to_vec() == before);
 }
 
-/// A damaged copy that can still be read, and names no log or is the older one, has taken no log with it, whatever
-/// the ring holds; one whose number fits to nothing is not believed.
+/// Who knows that the entries are old says so, and need not make a new disk that its children do not know.
 #[test]
-fn what_is_left_of_a_header_tells_whether_it_named_a_log() {
-    let bytes = open_session();
-    let number = |copy: usize| 0x1_0008 + copy * 0x1_0000;
-    let newest = u64::from_le_bytes(bytes[number(1)..number(1) + 8].try_into().unwrap());
-    for (sequence, names_a_log, found) in [
-        (newest, true, &[Severity::Error][..]),
-        (newest, false, &[]),
-        (newest - 2, true, &[]),
-        (newest + 40, false, &[Severity::Error]),
-    ] {
-        let mut bytes = bytes.clone();
-        put_u64(&mut bytes, number(1) as u64, sequence);
-        if !names_a_log {
-            bytes[0x2_0030..0x2_0040].fill(0);
-        }
-        let file = with_damaged_header(&bytes, 1);
-        assert_eq!(orphans(&file), found, "{sequence} beside {newest}, log {names_a_log}");
+fn a_log_that_nobody_wants_is_given_up_on_the_users_word() {
+    let file = with_lost_header(&open_session(), 1);
+    let options = RepairOptions { discard_log: true, ..RepairOptions::default() };
+    let thought = plan(file.clone(), &options, &mut ()).unwrap();
+    assert_eq!(thought.codes(), ["W-LOGORPHAN", "V3"], "{thought:?}");
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(orphans(&file).is_empty());
+    OpenOptions::new().write(true).open_storage(file).unwrap();
+}
+
+/// All but the first 80 bytes of a header are nothing, and yet under its checksum: a copy of which only they are
+/// damaged still tells which log is open, provably.
+#[test]
+fn a_header_whose_reserved_bytes_are_damaged_counts_as_before() {
+    let mut bytes = open_session();
+    bytes[0x2_0100] ^= 1;
+    let file = Arc::new(MemoryStorage::new(bytes));
+    assert!(HeaderPair::inspect(&*file).unwrap().is_dirty());
+    let findings = check(file.clone(), &mut ()).unwrap();
+    assert!(findings.list().iter().any(|found| found.code() == "V3"));
+    let thought = plan(file.clone(), &RepairOptions::default(), &mut ()).unwrap();
+    assert_eq!(thought.codes(), ["V3", "W-HDRPAIR", "I-DIRTY"], "{thought:?}");
+    thought.carry_out(&*file, &mut ()).unwrap();
+    assert!(check(file.clone(), &mut ()).unwrap().list().is_empty());
+    let image = OpenOptions::new().open_storage(file).unwrap();
+    let mut byte = [0];
+    for block in [9, 11] {
+        image.read_at(block * MIB, &mut byte).unwrap();
+        assert_eq!(byte, [0x99], "block {block}");
     }
 }
 

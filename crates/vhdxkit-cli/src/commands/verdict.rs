@@ -154,7 +154,9 @@ pub(super) fn what_happened<'a>(
             other if other.severity() == Severity::Error => {
                 (3, "a table that tells where the disk's bytes are is damaged")
             }
-            Defect::HeaderCopyInvalid { .. } | Defect::RegionTableCopyInvalid { .. } => {
+            Defect::HeaderCopyInvalid { .. }
+            | Defect::HeaderReservedDamaged { .. }
+            | Defect::RegionTableCopyInvalid { .. } => {
                 (2, "one of two copies is damaged; the other one is whole")
             }
             _ => (1, "a table of the file breaks the format, in a way that costs nothing yet"),

@@ -38,7 +38,7 @@ pub(crate) use layout::{BatWriter, Identity, Layout, region_length};
 pub(crate) use open::{
     DirtyLog, ImageParts, Recovered, open_layer, open_layer_for_writing, read_image_parts,
 };
-pub(crate) use orphan::find as find_orphan;
+pub(crate) use orphan::find_lost_log;
 pub(crate) use relative::{folder_of, paths as parent_paths, paths_from};
 pub(crate) use write::GivenUp;
 use write::Writer;

@@ -48,6 +48,13 @@ impl Recovered {
         findings: &mut Findings,
     ) -> Result<Self> {
         let headers = HeaderPair::read(&*file, findings)?;
+        // Reading goes on, with a word about it: what is there is there, whether the ring can be read or not.
+        let (headers, lost) = orphan::find_lost_log(&file, headers.clone(), findings)
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "whether a lost header named a log is not known");
+                (headers, None)
+            });
+        lost.into_iter().for_each(|defect| findings.note(defect));
         let log = Log::read_pending(&*file, &headers)?;
         let storage = match log.replay_in_memory(Arc::clone(&file)) {
             Ok(storage) => storage,
@@ -59,10 +66,6 @@ impl Recovered {
             Err(error) => return Err(error),
         };
         note_dirty(&log, findings)?;
-        // Reading goes on, with a word about it: what is there is there.
-        orphan::find(&file, &headers, findings)?
-            .into_iter()
-            .for_each(|defect| findings.note(defect));
         let file_size = file.length()?;
         Ok(Self { storage, file_size, headers, log })
     }
@@ -77,15 +80,14 @@ impl Recovered {
         findings: &mut Findings,
     ) -> Result<(Self, bool)> {
         let headers = HeaderPair::read(&*file, findings)?;
+        // What is logged next would be written over the entries: a strict reading ends here.
+        let (headers, lost) = orphan::find_lost_log(&file, headers, findings)?;
+        lost.map_or(Ok(()), |defect| findings.report(defect))?;
         let log = Log::read_pending(&*file, &headers)?;
         // What comes after a damaged entry in the middle of the log may be had otherwise: nobody gives it up
         // without having been told to.
         if let Some(defect) = log.unreachable_entries() {
             return Err(defect.into());
-        }
-        // What is logged next would be written over the entries: a strict reading ends here.
-        if let Some(defect) = orphan::find(&file, &headers, findings)? {
-            findings.report(defect)?;
         }
         let (headers, replayed) = log.replay_into_file(&*file, headers, guids)?;
         if replayed.is_none() {

@@ -2,15 +2,18 @@
 //!
 //! When one header copy is damaged and the other names no log, the file looks clean: but the lost one may have
 //! been the newer, and have named a log that holds changes which are not in place. Whatever is logged next would
-//! be written over them. There are two witnesses.
+//! be written over them. The other copy may also name an epoch that the lost one had gone beyond.
 //!
-//! **What is left of the copy.** All fields lie in its first sector, and disks write a sector whole. Where its
-//! signature is there and its number is next to that of the copy that is whole, its fields are what was last
-//! written there: if it names no log, or is the older one, nothing is lost with it.
+//! **Of our own sessions** the entries say to which header they belong (`log/sessions.rs`), and that is the one which
+//! is left: both copies carry the session's FileWriteGuid before anything is logged. So the newest epoch is known. If
+//! replaying it would change something that is in use, it was open, and is taken for named; that is right also where
+//! a crash tore the header before anybody was promised anything, since what an entry needs is durable before it.
 //!
-//! **The ring.** After a clean close all that its newest session holds is in place, but for space that was
-//! given back since; so where that session is whole, and replaying it would change something that is in use, it was
-//! most likely open. What older sessions hold may have been changed since, and says nothing.
+//! **Of other writers'** there is only the ring. After a clean close all that the newest session holds is in place,
+//! but for space that was given back since; so where that session is whole, and replaying it would change
+//! something that is in use, it was most likely open. Then nobody writes the image without having been told to.
+//! Of a first entry that differs nobody was promised anything: a crash that tears the header leaves that, too. What
+//! older sessions hold may have been changed since, and says nothing.
 
 use std::sync::Arc;
 
@@ -20,65 +23,88 @@ use crate::Result;
 use crate::defect::Defect;
 use crate::findings::Findings;
 use crate::format::header::{Header, SIGNATURE};
-use crate::format::{Guid, HEADER_OFFSETS, HEADER_SECTION_LENGTH, LOG_SECTOR};
-use crate::log::{Log, LogEntry, Update, newest_by_place, sessions};
+use crate::format::{Guid, HEADER_OFFSETS, HEADER_SECTION_LENGTH, LOG_SECTOR_LEN, MIB, mib_floor};
+use crate::log::{Log, LogEntry, Session, Update, epoch_of, newest_by_place, sessions};
 use crate::map::{EntryRules, SpaceMap, walk};
 use crate::storage::{Storage, StorageExt};
 use crate::view::headers::{HeaderPair, LogPlace};
 
 use super::open::{Recovered, read_image_parts};
 
-/// Bytes of a file that are compared with what its log holds.
+/// Bytes that zero descriptors clear, of those that are compared.
 const MOST_COMPARED: u64 = 256 << 20;
-const STEP: usize = 1 << 20;
+/// What looking at one costs at least.
+const LEAST_CHARGED: u64 = 64 << 10;
 
-/// Looks for it. `findings` are those of reading the headers.
+/// Looks for it. The headers come back naming it where it is certain that they should; the finding tells. `findings` are
+/// those of reading the headers.
 ///
 /// # Errors
 /// Reading fails.
-pub(crate) fn find(
+pub(crate) fn find_lost_log(
     file: &Arc<dyn Storage>,
-    headers: &HeaderPair,
+    headers: HeaderPair,
     findings: &Findings,
-) -> Result<Option<Defect>> {
+) -> Result<(HeaderPair, Option<Defect>)> {
     let is_single =
         findings.list().iter().any(|defect| matches!(defect, Defect::HeaderCopyInvalid { .. }));
-    let Some(place) = headers.log_place().filter(|_| is_single && !headers.is_dirty()) else {
-        return Ok(None);
+    let Some(place) = headers.log_place().filter(|_| is_single) else {
+        return Ok((headers, None));
     };
-    if names_no_open_log(&**file, headers)? {
+    let ring = Log::at(&**file, place, Guid::ZERO)?;
+    let sessions = sessions(&ring);
+    let comparison = Comparison { file, used: used_space(file, &headers)? };
+    if let Some(log) = newest_epoch(&**file, &headers, place, &sessions)? {
+        if comparison.of_log(&log)? == Outcome::Same {
+            return Ok((headers, None));
+        }
+        let entries = log.active().map_or(0, |active| active.entries().len());
+        let found = Defect::LostLogFound { at: place.offset, entries: number(entries) };
+        return Ok((headers.naming(log.guid()), Some(found)));
+    }
+    if headers.is_dirty() {
+        return Ok((headers, None));
+    }
+    let orphan = match newest_by_place(&**file, &ring, &sessions)? {
+        Some(guid) => comparison.of_session(place, guid)?,
+        None => comparison.of_all(place, &ring)?,
+    };
+    Ok((headers, orphan))
+}
+
+/// The newest epoch of the session that the copy which is left belongs to, if that does not name it.
+fn newest_epoch(
+    file: &dyn Storage,
+    headers: &HeaderPair,
+    place: LogPlace,
+    sessions: &[Session],
+) -> Result<Option<Log>> {
+    let current = headers.current();
+    let named = epoch_of(current.file_write_guid, current.log_guid);
+    if (headers.is_dirty() && named.is_none()) || tells_of_another_session(file, headers)? {
         return Ok(None);
     }
-    let ring = Log::at(&**file, place, Guid::ZERO)?;
-    let used = used_space(file, headers)?;
-    let comparison = Comparison { file, used };
-    if let Some(guid) = newest_by_place(&**file, &ring, &sessions(&ring))? {
-        return comparison.of_session(place, guid);
-    }
-    let whole: Vec<&LogEntry> =
-        ring.entries().iter().filter(|entry| entry.fault.is_none()).collect();
-    let is_open = comparison.differs(file, &ring, &whole)?;
-    Ok(is_open.then(|| orphan(place, whole.len(), false)))
+    let epochs = sessions.iter().filter_map(|session| {
+        let epoch = epoch_of(current.file_write_guid, session.guid)?;
+        (epoch > named.unwrap_or(0)).then_some((epoch, session.guid))
+    });
+    let Some((_, guid)) = epochs.max() else { return Ok(None) };
+    let log = Log::at(file, place, guid)?;
+    Ok(log.active().is_some().then_some(log))
 }
 
-fn orphan(place: LogPlace, entries: usize, certain: bool) -> Defect {
-    let entries = u64::try_from(entries).unwrap_or(u64::MAX);
-    Defect::LogOrphan { at: place.offset, entries, certain }
-}
-
-/// Whether what is left of the damaged copy tells that no log was open.
-fn names_no_open_log(file: &dyn Storage, headers: &HeaderPair) -> Result<bool> {
+/// Whether what is left of the damaged copy is of another session than the copy that is whole.
+fn tells_of_another_session(file: &dyn Storage, headers: &HeaderPair) -> Result<bool> {
     let lost = 1usize.saturating_sub(headers.current_copy());
-    let at = HEADER_OFFSETS.get(lost).copied().unwrap_or_default();
     let mut bytes = [0; size_of::<Header>()];
-    file.read_zero_filled(at, &mut bytes)?;
+    file.read_zero_filled(HEADER_OFFSETS.get(lost).copied().unwrap_or_default(), &mut bytes)?;
     let Ok(header) = Header::read_from_bytes(&bytes) else { return Ok(false) };
-    let (number, whole) = (header.sequence_number.get(), headers.current().sequence_number.get());
-    // Copies are written in turn.
-    if header.signature != SIGNATURE || number.abs_diff(whole) != 1 {
-        return Ok(false);
-    }
-    Ok(number < whole || header.log_guid.is_zero())
+    let is_other = header.file_write_guid != headers.current().file_write_guid;
+    Ok(header.signature == SIGNATURE && !header.file_write_guid.is_zero() && is_other)
+}
+
+fn number(entries: usize) -> u64 {
+    u64::try_from(entries).unwrap_or(u64::MAX)
 }
 
 /// What the file uses, as the tables that are in place show it; `None` where they cannot be read.
@@ -91,11 +117,11 @@ fn used_space(file: &Arc<dyn Storage>, headers: &HeaderPair) -> Result<Option<Sp
 }
 
 fn map_used(file: &Arc<dyn Storage>, headers: &HeaderPair) -> Result<Option<SpaceMap>> {
-    let mut findings = Findings::tolerant();
     let file_size = file.length()?;
-    let log = Log::read_pending(&**file, headers)?;
-    let clean = Recovered { storage: Arc::clone(file), file_size, headers: headers.clone(), log };
-    let parts = read_image_parts(&clean, &mut findings)?;
+    let headers = headers.naming(Guid::ZERO);
+    let log = Log::read_pending(&**file, &headers)?;
+    let clean = Recovered { storage: Arc::clone(file), file_size, headers, log };
+    let parts = read_image_parts(&clean, &mut Findings::tolerant())?;
     let Some(geometry) = parts.geometry else { return Ok(None) };
     let rules = EntryRules { geometry, bat_offset: parts.regions.bat().offset, file_size };
     let mut space = SpaceMap::new(file_size);
@@ -115,6 +141,15 @@ fn map_used(file: &Arc<dyn Storage>, headers: &HeaderPair) -> Result<Option<Spac
     Ok(Some(space))
 }
 
+/// Whether what entries write is in the file, of what is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Same,
+    Differs,
+    /// There was too much to compare.
+    Unknown,
+}
+
 /// Of the file with what its log would make of it.
 struct Comparison<'a> {
     file: &'a Arc<dyn Storage>,
@@ -122,80 +157,134 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// The newest session, of which nothing may be missing that a replay needs.
+    /// A log that has an active sequence.
+    fn of_log(&self, log: &Log) -> Result<Outcome> {
+        let whole = log.entries().iter().filter(|entry| entry.fault.is_none());
+        let ours: Vec<&LogEntry> =
+            whole.filter(|entry| entry.info.log_guid == log.guid()).collect();
+        let replayed = log.replay_regardless(Arc::clone(self.file))?;
+        self.compare(log, &ours, Some(&replayed))
+    }
+
+    /// The newest session of a writer that is not ours.
     fn of_session(&self, place: LogPlace, guid: Guid) -> Result<Option<Defect>> {
         let log = Log::at(&**self.file, place, guid)?;
-        let ours = log.entries().iter();
-        let ours: Vec<&LogEntry> =
-            ours.filter(|entry| entry.fault.is_none() && entry.info.log_guid == guid).collect();
-        let Some(active) = log.active() else {
-            let is_open = self.differs(self.file, &log, &ours)?;
-            return Ok(is_open.then(|| orphan(place, ours.len(), false)));
+        let whole = log.entries().iter().filter(|entry| entry.fault.is_none());
+        let ours: Vec<&LogEntry> = whole.filter(|entry| entry.info.log_guid == guid).collect();
+        let outcome = match log.active() {
+            Some(_) => self.of_log(&log)?,
+            None => self.compare(&log, &ours, None)?,
         };
-        let replayed = log.replay_regardless(Arc::clone(self.file))?;
-        let is_open = self.differs(&replayed, &log, &ours)?;
-        // A session's second entry is written only when the header that names its log is stable. Of a first one
-        // nobody was promised anything before that: a crash that tears the header leaves this, too.
-        let entries = active.entries().len();
-        Ok(is_open.then(|| orphan(place, entries, entries > 1)))
+        // The second entry that changes something is written only when the header that names the log is stable.
+        let changing = ours.iter().filter(|entry| entry.info.descriptors > 0).count();
+        let certain = log.active().is_some() && outcome == Outcome::Differs && changing > 1;
+        Ok(orphan(outcome, place, ours.len(), certain))
     }
 
-    /// Whether anything in a range is in use. Where nothing tells, all is.
-    fn is_used(&self, at: u64, length: u64) -> bool {
-        self.used.as_ref().is_none_or(|space| space.owns_any(at, length))
+    /// Everything in a ring that does not tell which session is the newest.
+    fn of_all(&self, place: LogPlace, ring: &Log) -> Result<Option<Defect>> {
+        let whole: Vec<&LogEntry> =
+            ring.entries().iter().filter(|entry| entry.fault.is_none()).collect();
+        Ok(orphan(self.compare(ring, &whole, None)?, place, whole.len(), false))
     }
 
-    /// Whether something in use that the entries write is otherwise in the file: against the file replayed, or,
-    /// where `replayed` is the file itself, against the entries one by one.
-    fn differs(
+    /// Against the file replayed or, without that, against the entries one by one.
+    fn compare(
         &self,
-        replayed: &Arc<dyn Storage>,
         log: &Log,
         entries: &[&LogEntry],
-    ) -> Result<bool> {
-        let one_by_one = Arc::ptr_eq(self.file, replayed);
-        let (mut differs, mut budget) = (false, MOST_COMPARED);
-        let (mut old, mut new) = (vec![0; STEP], vec![0; STEP]);
+        replayed: Option<&Arc<dyn Storage>>,
+    ) -> Result<Outcome> {
+        let length = self.file.length()?;
+        let mut outcome = Outcome::Same;
         for entry in entries {
             log.updates(&**self.file, entry, |update| {
-                let (mut at, end, sector) = match update {
-                    Update::Data { file_offset, sector } => (
-                        file_offset,
-                        file_offset.saturating_add(u64::from(LOG_SECTOR)),
-                        Some(sector),
-                    ),
-                    Update::Zero { file_offset, length } => {
-                        (file_offset, file_offset.saturating_add(length), None)
-                    }
-                };
-                // What lies behind the end of the file was never there, or has been cut off.
-                let end = end.min(self.file.length()?);
-                while at < end && !differs && budget > 0 {
-                    let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
-                    let room = left.min(STEP);
-                    let step = u64::try_from(room).unwrap_or(u64::MAX);
-                    let (Some(old), Some(new)) = (old.get_mut(..room), new.get_mut(..room)) else {
-                        break;
-                    };
-                    if self.is_used(at, step) {
-                        self.file.read_zero_filled(at, old)?;
-                        match (one_by_one, sector) {
-                            (false, _) => {
-                                replayed.read_zero_filled(at, new)?;
-                            }
-                            (true, None) => new.fill(0),
-                            (true, Some(sector)) => {
-                                new.iter_mut().zip(sector).for_each(|(to, from)| *to = *from);
-                            }
-                        }
-                        differs = old != new;
-                        budget = budget.saturating_sub(step);
-                    }
-                    at = at.saturating_add(step);
+                if let Update::Data { file_offset, sector } = update
+                    && outcome == Outcome::Same
+                    // What lies behind the end of the file was never there, or has been cut off.
+                    && file_offset < length
+                    && self.is_used(file_offset)
+                {
+                    let differs =
+                        self.differs(file_offset, LOG_SECTOR_LEN, Some(sector), replayed)?;
+                    outcome = if differs { Outcome::Differs } else { Outcome::Same };
                 }
                 Ok(())
             })?;
         }
-        Ok(differs)
+        let mut budget = MOST_COMPARED;
+        for entry in entries {
+            log.updates(&**self.file, entry, |update| {
+                if let Update::Zero { file_offset, length: zeros } = update
+                    && outcome == Outcome::Same
+                {
+                    let end = file_offset.saturating_add(zeros).min(length);
+                    outcome = self.compare_zeros(file_offset, end, replayed, &mut budget)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(outcome)
     }
+
+    fn compare_zeros(
+        &self,
+        start: u64,
+        end: u64,
+        replayed: Option<&Arc<dyn Storage>>,
+        budget: &mut u64,
+    ) -> Result<Outcome> {
+        let mut at = start;
+        loop {
+            *budget = budget.saturating_sub(LEAST_CHARGED);
+            at = match &self.used {
+                Some(space) => space.next_owned(at).map_or(end, |owned| owned.max(at)),
+                None => at,
+            };
+            if at >= end {
+                return Ok(Outcome::Same);
+            }
+            if *budget == 0 {
+                return Ok(Outcome::Unknown);
+            }
+            let step = mib_floor(at).saturating_add(MIB).min(end).saturating_sub(at);
+            if self.differs(at, usize::try_from(step).unwrap_or(0), None, replayed)? {
+                return Ok(Outcome::Differs);
+            }
+            *budget = budget.saturating_sub(step);
+            at = at.saturating_add(step);
+        }
+    }
+
+    /// Whether the file holds something else in `length` bytes than `sector`, or zeros; or than the file replayed.
+    fn differs(
+        &self,
+        at: u64,
+        length: usize,
+        sector: Option<&[u8; LOG_SECTOR_LEN]>,
+        replayed: Option<&Arc<dyn Storage>>,
+    ) -> Result<bool> {
+        let (mut old, mut new) = (vec![0; length], vec![0; length]);
+        self.file.read_zero_filled(at, &mut old)?;
+        match (replayed, sector) {
+            (Some(replayed), _) => {
+                replayed.read_zero_filled(at, &mut new)?;
+            }
+            (None, Some(sector)) => {
+                new.iter_mut().zip(sector).for_each(|(to, from)| *to = *from);
+            }
+            (None, None) => {}
+        }
+        Ok(old != new)
+    }
+
+    /// Whether a sector is in use. Where nothing tells, all are.
+    fn is_used(&self, at: u64) -> bool {
+        self.used.as_ref().is_none_or(|space| space.owns_any(at, 1))
+    }
+}
+
+fn orphan(outcome: Outcome, place: LogPlace, entries: usize, certain: bool) -> Option<Defect> {
+    let defect = Defect::LogOrphan { at: place.offset, entries: number(entries), certain };
+    (outcome != Outcome::Same).then_some(defect)
 }

@@ -6,8 +6,12 @@
 //! each entry and goes on behind the last one: so entries that are sessions of their own are followed from the
 //! start, as long as the next one touches the last, carries the next number, and drops no block that an earlier one
 //! had in the table. A ring whose first sector belongs to no whole entry tells nothing.
+//!
+//! Of our own sessions more can be told. The LogGuid of an epoch is the session's FileWriteGuid and the epoch's number
+//! added to it: so entries say to which header they belong, and which of them are the newest, even where the header
+//! that named them is lost. Another session has another FileWriteGuid (MS-VHDX 2.2.2.1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Result;
 use crate::format::Guid;
@@ -16,6 +20,28 @@ use crate::format::limits::MAX_SALVAGED_SECTORS;
 use crate::storage::Storage;
 
 use super::{Log, LogEntry, Update};
+
+/// More epochs than any session has.
+const MOST_EPOCHS: u32 = 1 << 30;
+
+/// The LogGuid of a session's epoch, the first of which is 1.
+pub(crate) fn log_guid(file_write_guid: Guid, epoch: u32) -> Guid {
+    let (mut bytes, base) = (file_write_guid.to_bytes(), counted(file_write_guid));
+    let number = base.wrapping_add(epoch).to_be_bytes();
+    bytes.iter_mut().skip(12).zip(number).for_each(|(to, from)| *to = from);
+    Guid::from_bytes(bytes)
+}
+
+/// The epoch of which this is the LogGuid, where it is one of the session with that FileWriteGuid.
+pub(crate) fn epoch_of(file_write_guid: Guid, guid: Guid) -> Option<u32> {
+    let epoch = counted(guid).wrapping_sub(counted(file_write_guid));
+    (epoch > 0 && epoch <= MOST_EPOCHS && log_guid(file_write_guid, epoch) == guid).then_some(epoch)
+}
+
+/// The part of a GUID that counts: its last four bytes.
+fn counted(guid: Guid) -> u32 {
+    guid.to_bytes().last_chunk().map_or(0, |last| u32::from_be_bytes(*last))
+}
 
 /// What a session of the log left in the ring.
 #[derive(Debug, Clone)]
@@ -58,6 +84,9 @@ pub(crate) fn newest_by_place(
     log: &Log,
     sessions: &[Session],
 ) -> Result<Option<Guid>> {
+    if let [only] = sessions {
+        return Ok(Some(only.guid));
+    }
     let whole: Vec<&LogEntry> =
         log.entries().iter().filter(|entry| entry.fault.is_none()).collect();
     let (Some((first, rest)), Some(place)) = (whole.split_first(), log.place()) else {
@@ -68,13 +97,12 @@ pub(crate) fn newest_by_place(
     if first.info.log_offset != 0 && !whole.iter().any(|entry| wraps(&entry)) {
         return Ok(None);
     }
-    if let [only] = sessions {
-        return Ok(Some(only.guid));
-    }
-    let stands_alone = |entry: &LogEntry| {
-        let session = sessions.iter().find(|session| session.guid == entry.info.log_guid);
-        session.is_some_and(|session| session.entries.len() == 1)
-    };
+    let alone: BTreeSet<Guid> = sessions
+        .iter()
+        .filter(|session| session.entries.len() == 1)
+        .map(|session| session.guid)
+        .collect();
+    let stands_alone = |entry: &LogEntry| alone.contains(&entry.info.log_guid);
     let mut last = *first;
     let mut seen = Tables::default();
     seen.add(storage, log, last)?;

@@ -29,6 +29,9 @@
 //! is stable the old epoch counts, and its entries are all still there (they start at 0x1000).
 //! Replaying them again changes nothing: they carry what is in place.
 //!
+//! **The LogGuid of an epoch** is made from the session's FileWriteGuid, so that the epoch is found when the header that
+//! names it is lost (`sessions`).
+//!
 //! **Sequence numbers** go on across epochs, so that no data sector of an earlier epoch can be taken
 //! for one of the present, whatever a reader checks.
 //!
@@ -51,6 +54,7 @@ use crate::{Error, Result};
 
 use super::encode::EntryBuilder;
 use super::headers::HeaderWriter;
+use super::sessions::log_guid;
 
 /// Descriptors that share the first sector with the entry's header.
 pub(crate) const MOST_DESCRIPTORS: usize = 126;
@@ -93,6 +97,8 @@ pub(crate) struct LogWriter {
     headers: HeaderWriter,
     place: LogPlace,
     epoch: Option<Epoch>,
+    /// Epochs that have begun.
+    epochs: u32,
     sequence: u64,
 }
 
@@ -106,7 +112,7 @@ impl LogWriter {
             Error::invalid("the image has no room for a log, so it cannot be written safely")
         })?;
         let sequence = guids.first_sequence();
-        Ok(Self { headers: HeaderWriter::new(headers), place, epoch: None, sequence })
+        Ok(Self { headers: HeaderWriter::new(headers), place, epoch: None, epochs: 0, sequence })
     }
 
     pub(crate) fn headers(&mut self) -> &mut HeaderWriter {
@@ -144,12 +150,11 @@ impl LogWriter {
         storage: &dyn Storage,
         changes: &[Change],
         sizes: FileSizes,
-        guids: &GuidSource,
     ) -> Result<()> {
         let (mut epoch, mut bytes) = match self.epoch {
             Some(epoch) => (epoch, Vec::new()),
             None => {
-                let guid = guids.guid();
+                let guid = self.next_guid();
                 let empty = self.encode(guid, 0, &[], sizes)?;
                 (Epoch { guid, next: FIRST_REAL, live: false }, empty)
             }
@@ -167,13 +172,8 @@ impl LogWriter {
 
     /// Writes the empty entry of a new epoch. Everything that the old epoch's entries say must have
     /// been written in place. Sync, then [`publish`](Self::publish).
-    pub(crate) fn begin_epoch(
-        &mut self,
-        storage: &dyn Storage,
-        sizes: FileSizes,
-        guids: &GuidSource,
-    ) -> Result<()> {
-        let guid = guids.guid();
+    pub(crate) fn begin_epoch(&mut self, storage: &dyn Storage, sizes: FileSizes) -> Result<()> {
+        let guid = self.next_guid();
         let empty = self.encode(guid, 0, &[], sizes)?;
         self.epoch = Some(Epoch { guid, next: FIRST_REAL, live: false });
         self.write(storage, 0, &empty)
@@ -192,6 +192,11 @@ impl LogWriter {
     pub(crate) fn retire(&mut self, storage: &dyn Storage) -> Result<()> {
         self.epoch = None;
         self.headers.put(storage, |header| header.log_guid = Guid::ZERO)
+    }
+
+    fn next_guid(&mut self) -> Guid {
+        self.epochs = self.epochs.wrapping_add(1);
+        log_guid(self.headers.pair().current().file_write_guid, self.epochs)
     }
 
     fn encode(

@@ -80,6 +80,20 @@ impl SpaceMap {
         (offset / MIB..last).any(|number| self.is_owned(number))
     }
 
+    /// The first mebibyte at `offset` or behind it that has an owner.
+    pub(crate) fn next_owned(&self, offset: u64) -> Option<u64> {
+        let first = offset / MIB;
+        let words = self.owned.iter().enumerate().skip(usize::try_from(first / 64).ok()?);
+        let mut words = words.map(|(at, word)| (u64::try_from(at).unwrap_or(u64::MAX), *word));
+        let (at, word) = words.next()?;
+        let left = word & u64::MAX.checked_shl(low_bits(first)).unwrap_or_default();
+        let (at, word) = match left {
+            0 => words.find(|(_, word)| *word != 0)?,
+            left => (at, left),
+        };
+        at.checked_mul(64)?.checked_add(u64::from(word.trailing_zeros()))?.checked_mul(MIB)
+    }
+
     fn is_owned(&self, number: u64) -> bool {
         let word = usize::try_from(number / 64).ok().and_then(|word| self.owned.get(word));
         let bit = 1u64.checked_shl(low_bits(number)).unwrap_or_default();
@@ -112,6 +126,10 @@ mod tests {
         assert_eq!(space.claim(199 * MIB, 64 * MIB), None);
         assert_eq!(space.unowned(), (201 - 1 - 12 - 2) * MIB);
         assert_eq!(space.gaps(), [MIB..58 * MIB, 70 * MIB..199 * MIB]);
+        let found = [0, MIB, 59 * MIB, 70 * MIB, 263 * MIB - 1];
+        let owned = found.map(|at| space.next_owned(at).map(|at| at / MIB));
+        assert_eq!(owned, [Some(0), Some(58), Some(59), Some(199), Some(262)]);
+        assert_eq!(space.next_owned(263 * MIB), None);
         // Behind the end of the file, too.
         assert_eq!(space.claim(262 * MIB, 9 * MIB), Some(262 * MIB));
         assert_eq!(space.claim(900 * MIB, MIB), None);

@@ -48,7 +48,13 @@ impl HeaderPair {
     pub(crate) fn read(storage: &dyn Storage, findings: &mut Findings) -> Result<Self> {
         let length = storage.length()?;
         let creator = read_identifier(storage, length)?;
-        let copies = [read_copy(storage, 0)?, read_copy(storage, 1)?];
+        let copies = [read_bytes(storage, 0)?, read_bytes(storage, 1)?];
+        for (bytes, at) in copies.iter().zip(HEADER_OFFSETS) {
+            if matches!(parse_copy(bytes), Ok((_, Reserved::Damaged))) {
+                findings.report(Defect::HeaderReservedDamaged { at })?;
+            }
+        }
+        let copies = copies.map(|bytes| parse_copy(&bytes).map(|(header, _)| header));
         let current_copy = choose(&copies, findings)?;
         let current = copies.get(current_copy).and_then(|copy| copy.as_ref().ok());
         let current = current.cloned().ok_or_else(|| no_header(&copies))?;
@@ -117,6 +123,13 @@ impl HeaderPair {
         Some((pair, offset))
     }
 
+    /// The same pair, as if the current header named another log.
+    pub(crate) fn naming(&self, log_guid: Guid) -> Self {
+        let mut pair = self.clone();
+        pair.current.log_guid = log_guid;
+        pair
+    }
+
     fn judge_versions(&self, findings: &mut Findings) -> Result<()> {
         let at = self.at();
         let version = self.current.version.get();
@@ -178,22 +191,49 @@ fn read_identifier(storage: &dyn Storage, length: u64) -> Result<String> {
 
 /// One copy, 0 or 1, as it is found.
 pub(crate) fn read_copy(storage: &dyn Storage, copy: usize) -> Result<HeaderCopy> {
+    Ok(parse_copy(&read_bytes(storage, copy)?).map(|(header, _)| header))
+}
+
+/// One copy, where every byte of it is as it was written.
+pub(crate) fn read_intact_copy(storage: &dyn Storage, copy: usize) -> Result<Option<Header>> {
+    Ok(match parse_copy(&read_bytes(storage, copy)?) {
+        Ok((header, Reserved::Whole)) => Some(header),
+        _ => None,
+    })
+}
+
+type Bytes = [u8; size_of::<Header>()];
+
+fn read_bytes(storage: &dyn Storage, copy: usize) -> Result<Bytes> {
     let offset = HEADER_OFFSETS.get(copy).copied().unwrap_or_default();
     let mut bytes = [0; size_of::<Header>()];
     storage.read_zero_filled(offset, &mut bytes)?;
-    Ok(parse_copy(&bytes))
+    Ok(bytes)
 }
 
-fn parse_copy(bytes: &[u8]) -> HeaderCopy {
-    let header = Header::read_from_bytes(bytes).map_err(|_| CopyFault::Missing)?;
+/// How the bytes behind the fields are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reserved {
+    Whole,
+    Damaged,
+}
+
+/// Writers leave the reserved bytes zero, which are all but the first 80. So where the checksum fits as soon as they
+/// are, it proves every field, and the copy is the one that was written: what was damaged is nobody's.
+fn parse_copy(bytes: &Bytes) -> Result<(Header, Reserved), CopyFault> {
+    let mut header = Header::read_from_bytes(bytes).map_err(|_| CopyFault::Missing)?;
     if header.signature != SIGNATURE {
         return Err(CopyFault::Signature(header.signature));
     }
     let (found, computed) = (header.checksum.get(), header.computed_checksum());
-    if found != computed {
-        return Err(CopyFault::Checksum { found, computed });
+    if found == computed {
+        return Ok((header, Reserved::Whole));
     }
-    Ok(header)
+    header.reserved = [0; 4016];
+    match header.computed_checksum() == found {
+        true => Ok((header, Reserved::Damaged)),
+        false => Err(CopyFault::Checksum { found, computed }),
+    }
 }
 
 fn no_header(copies: &[HeaderCopy; 2]) -> crate::Error {

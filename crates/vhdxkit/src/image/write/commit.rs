@@ -246,7 +246,7 @@ impl Writer {
         }
         let durable = mib_floor(self.state().space.durable_length());
         let sizes = FileSizes { durable, last: snapshot.last };
-        log.append(storage, &snapshot.changes, sizes, &self.guids)?;
+        log.append(storage, &snapshot.changes, sizes)?;
         self.sync(log)?;
         if !log.is_live() {
             log.publish(storage)?;
@@ -290,7 +290,7 @@ impl Writer {
             let durable = mib_floor(state.space.durable_length());
             FileSizes { durable, last: state.space.highest() }
         };
-        log.begin_epoch(storage, sizes, &self.guids)?;
+        log.begin_epoch(storage, sizes)?;
         self.sync(log)?;
         log.publish(storage)?;
         self.sync(log)?;

@@ -12,7 +12,7 @@ use crate::findings::Findings;
 use crate::format::header::LOG_VERSION;
 use crate::format::identifier::SIGNATURE;
 use crate::format::{Guid, HEADER_OFFSETS, HEADER_SECTION_LENGTH};
-use crate::image::find_orphan;
+use crate::image::find_lost_log;
 use crate::log::{Log, LogState};
 use crate::storage::{Overlay, Storage, StorageExt};
 use crate::view::headers::HeaderPair;
@@ -62,11 +62,11 @@ pub(super) fn read(
         Some(headers) => headers,
         None => return Ok(None),
     };
-    if let Some(orphan) = find_orphan(file, &headers, &findings)? {
-        report.beyond(&orphan, WHY_NOT_OVER_AN_ORPHAN);
-        if orphan.severity() == Severity::Error {
-            return Ok(None);
-        }
+    let (headers, lost) = find_lost_log(file, headers, &findings)?;
+    if let Some(orphan) = lost.filter(|lost| matches!(lost, Defect::LogOrphan { .. }))
+        && !judge_orphan(&orphan, options, report)
+    {
+        return Ok(None);
     }
     let log = Log::read_pending(&scratch, &headers)?;
     let mut ground = Ground {
@@ -92,6 +92,24 @@ pub(super) fn read(
     };
     ground.storage = Arc::new(ground.clean(&replayed)?);
     Ok(Some(ground))
+}
+
+/// Whether one can go on beside a log that the lost header may have named.
+fn judge_orphan(orphan: &Defect, options: &RepairOptions, report: &mut Report) -> bool {
+    if orphan.severity() < Severity::Error {
+        report.beyond(orphan, WHY_NOT_OVER_AN_ORPHAN);
+        return true;
+    }
+    if !options.discard_log {
+        report.needs(orphan, Word::DiscardLog, WHY_NOT_OVER_AN_ORPHAN);
+        return false;
+    }
+    report.step(
+        orphan,
+        "go on without the entries of the log".to_owned(),
+        "you said that they are not wanted; what is logged next is written over them",
+    );
+    true
 }
 
 /// How the entries that a replay does not reach are saved.
@@ -221,7 +239,9 @@ impl Ground {
     fn take_headers(&mut self, findings: &Findings, report: &mut Report) -> bool {
         for defect in findings.list() {
             match defect {
-                Defect::HeaderCopyInvalid { at, .. } | Defect::HeaderPairDiffers { at, .. } => {
+                Defect::HeaderCopyInvalid { at, .. }
+                | Defect::HeaderReservedDamaged { at }
+                | Defect::HeaderPairDiffers { at, .. } => {
                     self.heal_headers = true;
                     report.step(
                         defect,

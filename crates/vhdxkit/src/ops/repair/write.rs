@@ -211,14 +211,14 @@ fn commit(storage: &dyn Storage, actions: &Actions, guids: &GuidSource) -> Resul
     let sizes = FileSizes { durable: mib_floor(length), last };
     for group in &actions.logged {
         if log.must_change(group.len()) {
-            log.begin_epoch(storage, sizes, guids)?;
+            log.begin_epoch(storage, sizes)?;
             sync_log(storage, &mut log)?;
             log.publish(storage)?;
             sync_log(storage, &mut log)?;
         }
         let changes: Vec<Change> =
             group.iter().map(|(offset, page)| Change::Data(*offset, Arc::clone(page))).collect();
-        log.append(storage, &changes, sizes, guids)?;
+        log.append(storage, &changes, sizes)?;
         sync_log(storage, &mut log)?;
         if !log.is_live() {
             log.publish(storage)?;

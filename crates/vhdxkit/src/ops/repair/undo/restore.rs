@@ -26,7 +26,7 @@ use zerocopy::IntoBytes;
 use crate::format::HEADER_OFFSETS;
 use crate::log::sync;
 use crate::storage::{Storage, StorageExt};
-use crate::view::headers::read_copy;
+use crate::view::headers::read_intact_copy;
 use crate::{Error, Result};
 
 use super::format::{Undo, contents, record_range};
@@ -125,7 +125,7 @@ impl Undo<'_> {
         let final_pair =
             [self.head.last_sequence.get(), self.head.last_sequence.get().saturating_sub(1)];
         for (copy, offset) in HEADER_OFFSETS.iter().enumerate() {
-            let Ok(header) = read_copy(image, copy)? else { continue };
+            let Some(header) = read_intact_copy(image, copy)? else { continue };
             valid = valid.saturating_add(1);
             let old = self.old_header(*offset)?;
             if header.file_write_guid == self.head.session {
@@ -176,8 +176,8 @@ impl Undo<'_> {
     /// The header copy that is restored last: the one that is still the repair's, the older one of two.
     fn last_header(&self, image: &dyn Storage) -> Result<usize> {
         let ours = |copy: usize| -> Result<Option<u64>> {
-            let header = read_copy(image, copy)?.ok();
-            let header = header.filter(|header| header.file_write_guid == self.head.session);
+            let header = read_intact_copy(image, copy)?
+                .filter(|header| header.file_write_guid == self.head.session);
             Ok(header.map(|header| header.sequence_number.get()))
         };
         Ok(match (ours(0)?, ours(1)?) {

@@ -1,0 +1,99 @@
+//! The header that named the log is lost, and with it, for most programs, all that was flushed and is not in place.
+
+use std::sync::Arc;
+
+use vhdxkit::OpenOptions;
+use vhdxkit::format::MIB;
+use vhdxkit::ops::check::check;
+use vhdxkit::ops::repair::{RepairOptions, plan};
+use vhdxkit::storage::{MemoryStorage, Storage};
+use vhdxkit::view::headers::HeaderPair;
+
+/// A disk whose writer was killed after so many flushes, each of a block of its own or, from the 48th on, of the
+/// same again; and how often each block was written.
+fn killed_after(flushes: u32) -> (Vec<u8>, Vec<u8>) {
+    let memory = Arc::new(MemoryStorage::default());
+    let file: Arc<dyn Storage> = memory.clone();
+    let options = vhdxkit::CreateOptions::new(64 * MIB).block_size(1 << 20);
+    options.create_storage(&*file).unwrap();
+    let image = OpenOptions::new().write(true).open_storage(Arc::clone(&file)).unwrap();
+    let mut written = vec![0u8; 64];
+    for flush in 0..flushes {
+        let block = flush as usize % 64;
+        // Placed once and trimmed the next time, so that every flush changes the table.
+        if written[block] % 2 == 0 {
+            image.write_at(block as u64 * MIB, &[written[block] + 1; 512]).unwrap();
+        } else {
+            image.discard(block as u64 * MIB..(block as u64 + 1) * MIB).unwrap();
+        }
+        written[block] += 1;
+        image.flush().unwrap();
+    }
+    drop(image);
+    (memory.to_vec(), written)
+}
+
+fn shows(file: &Arc<dyn Storage>, written: &[u8], write: bool) {
+    let image = OpenOptions::new().write(write).open_storage(Arc::clone(file)).unwrap();
+    let mut byte = [0];
+    for (block, times) in written.iter().enumerate() {
+        image.read_at(block as u64 * MIB, &mut byte).unwrap();
+        let expected = if times % 2 == 1 { *times } else { 0 };
+        assert_eq!(byte, [expected], "block {block}, written {times} times");
+    }
+    if write {
+        image.write_at(63 * MIB, &[0x55; 512]).unwrap();
+        image.close().unwrap();
+    }
+}
+
+/// A guest has flushed once, a few times, or so often that the log has begun anew; the writer is killed, and the
+/// sector with the newest header is lost. What was flushed is there for readers, for the next writer, and after a repair.
+#[test]
+fn what_was_flushed_outlives_the_header_that_named_its_log() {
+    for flushes in [1, 2, 5, 60, 300, 700] {
+        let (bytes, written) = killed_after(flushes);
+        let newest = HeaderPair::inspect(&MemoryStorage::new(bytes.clone())).unwrap();
+        assert!(newest.is_dirty());
+        for damage in [0xEE, 0] {
+            let mut lost = bytes.clone();
+            let at = 0x1_0000 + newest.current_copy() * 0x1_0000;
+            lost[at..at + 4096].fill(damage);
+            let file = || -> Arc<dyn Storage> { Arc::new(MemoryStorage::new(lost.clone())) };
+            let findings = check(file(), &mut ()).unwrap();
+            let codes: Vec<_> = findings.list().iter().map(|found| found.code()).collect();
+            assert!(codes.contains(&"I-LOGFOUND"), "{flushes} flushes: {codes:?}");
+            shows(&file(), &written, false);
+            let writer = file();
+            shows(&writer, &written, true);
+            let repaired = file();
+            let thought = plan(Arc::clone(&repaired), &RepairOptions::default(), &mut ()).unwrap();
+            thought.carry_out(&*repaired, &mut ()).unwrap();
+            let left = check(Arc::clone(&repaired), &mut ()).unwrap();
+            assert!(!left.has_problems(), "{:?}", left.list());
+            shows(&repaired, &written, false);
+        }
+    }
+}
+
+/// After a clean close nothing is found, whichever copy is lost, and the disk shows what it showed.
+#[test]
+fn a_closed_disk_that_loses_a_header_replays_nothing() {
+    for flushes in [1, 5, 300] {
+        let (bytes, mut written) = killed_after(flushes);
+        let memory = Arc::new(MemoryStorage::new(bytes));
+        let file: Arc<dyn Storage> = memory.clone();
+        shows(&file, &written, true);
+        written[63] = 0x55;
+        let bytes = memory.to_vec();
+        for copy in 0..2 {
+            let mut lost = bytes.clone();
+            lost[0x1_0000 + copy * 0x1_0000..][..4096].fill(0xEE);
+            let file: Arc<dyn Storage> = Arc::new(MemoryStorage::new(lost));
+            let findings = check(Arc::clone(&file), &mut ()).unwrap();
+            let codes: Vec<_> = findings.list().iter().map(|found| found.code()).collect();
+            assert!(!codes.contains(&"I-LOGFOUND") && !codes.contains(&"W-LOGORPHAN"), "{codes:?}");
+            shows(&file, &written, false);
+        }
+    }
+}
