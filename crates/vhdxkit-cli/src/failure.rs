@@ -195,3 +195,29 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
             || cause.downcast_ref::<Error>().and_then(Error::io_error).is_some_and(broken)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "Make room" was all that was said to those who compact because there is none; how little is enough was not.
+    #[test]
+    fn a_compaction_on_a_full_disk_is_told_how_little_room_it_needs() {
+        use clap::Parser;
+        let said = |words: [&str; 3]| {
+            let command = crate::args::Cli::try_parse_from(words).unwrap().command;
+            let full = Error::io("cannot write the log", 0, io::ErrorKind::StorageFull.into());
+            let said = Said {
+                file: None,
+                untouched: command.untouched(),
+                before: command.untouched_before(),
+                to_share: command.to_share(),
+                room: command.room(),
+            };
+            let error = anyhow::Error::msg("");
+            advice(&error, &full, &said).unwrap().into_owned()
+        };
+        assert!(said(["vhdx", "compact", "a"]).contains("1 MiB"));
+        assert!(!said(["vhdx", "merge", "a"]).contains("1 MiB"));
+    }
+}

@@ -86,8 +86,8 @@ impl Command {
     pub(crate) fn room(&self) -> Option<&'static str> {
         match self {
             Self::Compact(_) => Some(
-                "delete something small on that file system: a compaction needs no more than the image's log takes \
-                 (`vhdx info` tells; 1 MiB mostly); then run this again",
+                "delete something small on that file system: a compaction needs room for the image's log (mostly 1 MiB) \
+                 and, where the image has holes, for what is moved into them; then run this again",
             ),
             _ => None,
         }

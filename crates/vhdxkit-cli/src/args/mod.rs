@@ -316,13 +316,14 @@ A mount that is used is not taken away: what uses it is named, and how to end th
     /// Salvage a disk whose file cannot be opened any more, into a new file. The damaged file is only read.
     #[command(before_help = "\
 Examples:
-  cp --sparse=always broken.vhdx copy.vhdx        first of all: work on a copy
-  vhdx recover copy.vhdx                          what can be had, nothing is written
-  vhdx recover copy.vhdx --to new.vhdx            and had
-  vhdx recover copy.vhdx --to new.vhdx --block-size 32M --size 127G
-  vhdx recover copy.avhdx --to flat.vhdx --parent base.vhdx
+  cp --sparse=always broken.vhdx COPY             first of all: a backup
+  vhdx recover broken.vhdx                        what can be had, nothing is written
+  vhdx recover broken.vhdx --to new.vhdx          and had
+  vhdx recover broken.vhdx --to new.vhdx --block-size 32M --size 127G
+  vhdx recover broken.avhdx --to flat.vhdx --parent base.vhdx
 
-If you have just lost a disk: stop everything that writes to it, copy the file, and run this on the copy. Headers, \
+If you have just lost a disk: stop everything that writes to it and copy the file; the copy is the backup. This only \
+reads the file; on a medium that is failing run it on the copy instead. Headers, \
 region tables, metadata and block table may be gone, the log broken, the end cut off: what says the same \
 thing elsewhere is used, old entries of the log included. Nothing is guessed without saying so.
 

@@ -64,9 +64,9 @@ mod tests {
         let blocks = Blocks { number: 4, size: 32 * MIB, disk: 100 * MIB + 512 };
         assert_eq!(blocks.mebibytes(&[0..1, 2..4], 12), "MiB 0-31, 64-100");
         assert_eq!(blocks.mebibytes(&[0..1, 2..4], 1), "MiB 0-31");
-        assert_eq!(blocks.bytes(&[3..4]), 4 * MIB + 512);
+        assert_eq!(blocks.bytes(&[0..1, 3..4]), 36 * MIB + 512);
         assert!(blocks.are_all(&[0..1, 1..4]) && !blocks.are_all(&[0..1, 2..4]));
         let small = Blocks { number: 3, size: MIB, disk: 3 * MIB };
-        assert_eq!(small.mebibytes(&[1..2], 12), "MiB 1");
+        assert_eq!(small.mebibytes(&[1..2, 0..0], 1), "MiB 1");
     }
 }

@@ -30,7 +30,8 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
     let start = bytes_at(&mut file, 0, 512).ok()?;
     if start.starts_with(b"vhdxfile") && length < HEADER_SECTION_LENGTH {
         let left = size(length);
-        let what = format!("of this VHDX file only the first {left} are left, the rest was cut off");
+        let what =
+            format!("of this VHDX file only the first {left} are left, the rest was cut off");
         return Some(Foreign { what, command: None, cut: true });
     }
     if start.starts_with(b"vhdxfile") || has_parts_of_one(&mut file, length).ok()? {
@@ -96,7 +97,10 @@ impl Foreign {
         writeln!(out, "{}: {}{mended}", named(path), self.what)?;
         if self.cut {
             writeln!(out, "\n  What is safe    nothing of the disk's contents is in this file")?;
-            writeln!(out, "  What to do      look for a backup, a checkpoint (.avhdx) or another copy of it:")?;
+            writeln!(
+                out,
+                "  What to do      look for a backup, a checkpoint (.avhdx) or another copy of it:"
+            )?;
             writeln!(out, "                  no program can get from a file what is not in it")?;
         }
         if let Some((command, why)) = &self.command {

@@ -135,9 +135,7 @@ pub(super) fn what_happened<'a>(
     for finding in bad {
         let (worse, text) = match finding {
             Defect::FileTooShort { .. } => (9, "all but the beginning of the file was cut off"),
-            Defect::NotVhdx { .. } => {
-                (9, "this is no VHDX file, or its beginning was overwritten")
-            }
+            Defect::NotVhdx { .. } => (9, "this is no VHDX file, or its beginning was overwritten"),
             Defect::NoValidHeader { .. } | Defect::NoRegionTable { .. } => {
                 (8, "both copies of what leads to everything else are damaged")
             }
