@@ -143,6 +143,8 @@ fn a_file_without_anything_of_the_disk_is_called_that() {
             assert!(told.contains("nothing of the disk's contents is in this file"), "{told}");
             assert!(told.contains("backup") && !told.contains("starts with"), "{told}");
         }
+        let told = vhdx(&["recover", &image]).exits_with(3);
+        assert!(told.contains("nothing of its contents is in this file"), "{told}");
         for words in [&["check", &image][..], &["check", &image, "--repair"]] {
             let told = vhdx(words).exits_with(3);
             assert!(told.contains(what) && told.contains("look for a backup"), "{told}");

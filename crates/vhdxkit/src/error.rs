@@ -114,7 +114,7 @@ impl ParentProblem {
 }
 
 /// A path as a shell takes it for an argument, and a command for no option.
-fn as_argument(path: &Path) -> String {
+pub(crate) fn as_argument(path: &Path) -> String {
     let text = path.display().to_string();
     let text = if text.starts_with('-') { format!("./{text}") } else { text };
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
