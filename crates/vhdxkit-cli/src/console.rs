@@ -85,32 +85,43 @@ pub(crate) fn named(path: &Path) -> String {
 
 /// A path as a shell takes it, and the command behind it: one that begins with a dash is no option.
 pub(crate) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    match text.starts_with('-') {
-        true => quoted_word(&format!("./{text}")),
-        false => quoted_word(&text),
+    let name = path.as_os_str().as_encoded_bytes();
+    match name.starts_with(b"-") {
+        true => quoted_bytes(&[b"./", name].concat()),
+        false => quoted_bytes(name),
     }
 }
 
 /// Any text as a shell takes it.
 pub(crate) fn quoted_word(text: &str) -> String {
+    quoted_bytes(text.as_bytes())
+}
+
+/// The same of a name that need be no text: a name with U+FFFD in it would be another file's.
+fn quoted_bytes(name: &[u8]) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
-    if text.chars().all(plain) && !text.is_empty() {
-        return text.to_owned();
-    }
-    if !text.contains(is_hidden) {
-        return format!("'{}'", text.replace('\'', "'\\''"));
+    if let Ok(text) = std::str::from_utf8(name)
+        && !text.contains(is_hidden)
+    {
+        return match text.chars().all(plain) && !text.is_empty() {
+            true => text.to_owned(),
+            false => format!("'{}'", text.replace('\'', "'\\''")),
+        };
     }
     // As bash, zsh and ksh spell what is not to be seen by a terminal.
     let mut word = "$'".to_owned();
-    for character in text.chars() {
-        match character {
-            '\'' | '\\' => word.extend(['\\', character]),
-            hidden if is_hidden(hidden) => {
-                word.extend([format!("\\U{:08x}", u32::from(hidden))]);
+    for chunk in name.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\'' | '\\' => word.extend(['\\', character]),
+                hidden if is_hidden(hidden) => {
+                    word.extend([format!("\\U{:08x}", u32::from(hidden))]);
+                }
+                other => word.push(other),
             }
-            other => word.push(other),
         }
+        // Three digits are all that an octal number takes: a digit that follows stands for itself.
+        word.extend(chunk.invalid().iter().map(|byte| format!("\\{byte:03o}")));
     }
     word.push('\'');
     word
@@ -143,6 +154,53 @@ pub(crate) fn wrapped(
         empty = false;
     }
     writeln!(out, "{}", line.trim_end())
+}
+
+/// Breaks lines between words where a terminal would break them anywhere. Whoever is no terminal gets them whole, and
+/// a command to type stays whole everywhere.
+pub(crate) struct Lines<W: Write> {
+    out: W,
+    line: Vec<u8>,
+    breaks: bool,
+}
+
+impl<W: Write + IsTerminal> Lines<W> {
+    pub(crate) fn to(out: W) -> Self {
+        let breaks = out.is_terminal();
+        Self { out, line: Vec::new(), breaks }
+    }
+}
+
+impl<W: Write> Lines<W> {
+    fn end_line(&mut self) -> io::Result<()> {
+        let line = String::from_utf8_lossy(&self.line).into_owned();
+        self.line.clear();
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        match self.breaks && line.chars().count() > COLUMNS && !text.starts_with("vhdx ") {
+            true => wrapped(&mut self.out, &line[..indent], indent + 2, text),
+            false => writeln!(self.out, "{line}"),
+        }
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            match piece.strip_suffix(b"\n") {
+                Some(end) => {
+                    self.line.extend(end);
+                    self.end_line()?;
+                }
+                None => self.line.extend(piece),
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -185,7 +243,7 @@ impl Bar {
         if quiet || !io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let style = "{msg} [{bar:30}] {percent:>3}%  {bytes} of {total_bytes}, {eta} left";
+        let style = "{msg} [{wide_bar}] {percent:>3}%  {bytes} of {total_bytes}, {eta} left";
         bar.set_style(
             ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
@@ -227,6 +285,23 @@ mod tests {
         assert_eq!(lines[2], "     end");
     }
 
+    /// The plan of a compaction was broken in the middle of words at the edge of a terminal.
+    #[test]
+    fn lines_for_a_terminal_are_broken_between_words() {
+        let long = format!("  one {}", "word ".repeat(20).trim_end());
+        let command = format!("    vhdx compact {} x", "a".repeat(90));
+        for (breaks, lines) in [(true, 3), (false, 2)] {
+            let mut out = Lines { out: Vec::new(), line: Vec::new(), breaks };
+            write!(out, "{}", &long[..5]).unwrap();
+            writeln!(out, "{}\n{command}", &long[5..]).unwrap();
+            let text = String::from_utf8(out.out).unwrap();
+            let found: Vec<&str> = text.lines().collect();
+            assert_eq!(found.len(), lines, "{text}");
+            assert_eq!(found.last(), Some(&command.as_str()));
+            assert!(!breaks || found[0].len() <= 79 && found[1].starts_with("    word"), "{text}");
+        }
+    }
+
     #[test]
     fn what_a_terminal_obeys_is_made_visible() {
         assert_eq!(named("a\u{1b}[2J\u{202e}ä b".as_ref()), "a\\u{1b}[2J\\u{202e}ä b");
@@ -235,6 +310,21 @@ mod tests {
     #[test]
     fn a_printed_path_can_be_typed() {
         assert_eq!(quoted("/a b/it's".as_ref()), r"'/a b/it'\''s'");
+    }
+
+    /// A name that is no UTF-8 was printed with U+FFFD, and what was printed named no file.
+    #[cfg(unix)]
+    #[test]
+    fn a_printed_path_that_is_no_text_can_be_typed() {
+        use std::os::unix::ffi::OsStrExt;
+        let name = b"-bad\xff1 it's.vhdx";
+        let word = quoted(Path::new(std::ffi::OsStr::from_bytes(name)));
+        assert_eq!(word, r"$'./-bad\3771 it\'s.vhdx'");
+        let echo = format!("printf %s {word}");
+        let Ok(output) = std::process::Command::new("bash").args(["-c", &echo]).output() else {
+            return;
+        };
+        assert_eq!(output.stdout, b"./-bad\xff1 it's.vhdx");
     }
 
     #[test]

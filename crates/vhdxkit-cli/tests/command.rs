@@ -517,13 +517,14 @@ fn disks_of_other_formats_are_sent_to_what_converts_them() {
         std::fs::write(&path, bytes).unwrap();
         for command in ["ls", "compact", "map"] {
             let refused = vhdx(&[command, &path]).fails_with(1);
-            assert!(refused.contains(advice), "{command} {name}: {refused}");
+            let advice = advice.replace("FILE", &path);
+            assert!(refused.contains(&advice), "{command} {name}: {refused}");
         }
     }
     let vmdk = dir.path("f.vmdk");
     std::fs::write(&vmdk, b"KDMV").unwrap();
     let refused = vhdx(&["info", &vmdk]).fails_with(1);
-    assert!(refused.contains("qemu-img convert -O vhdx"), "{refused}");
+    assert!(refused.contains(&format!("qemu-img convert -O vhdx {vmdk} NEW.vhdx")), "{refused}");
     let letter = dir.path("t.txt");
     std::fs::write(&letter, b"hello\n").unwrap();
     let told = vhdx(&["info", &letter]).succeeds();

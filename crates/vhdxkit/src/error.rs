@@ -108,13 +108,13 @@ impl ParentProblem {
                 "`vhdx relink {child} --parent {}` makes that its parent; --parent alone uses it this once",
                 as_argument(found)
             ),
-            None => "name the parent with --parent, or a folder to look in with --search; `vhdx info` tells all that the child knows of it; --ignore-parent-id takes a parent that was changed, at your own word".to_owned(),
+            None => "name the parent with --parent, or a folder to look in with --search; `vhdx info FILE` tells all that the child knows of it; --ignore-parent-id takes a parent that was changed, at your own word".to_owned(),
         }
     }
 }
 
 /// A path as a shell takes it for an argument, and a command for no option.
-fn as_argument(path: &Path) -> String {
+pub(crate) fn as_argument(path: &Path) -> String {
     let text = path.display().to_string();
     let text = if text.starts_with('-') { format!("./{text}") } else { text };
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
@@ -163,7 +163,7 @@ fn not_vhdx(start: &[u8]) -> &'static str {
             "it seems to be a VDI: `qemu-img convert -O vhdx FILE NEW.vhdx` makes a VHDX of it"
         }
         () => {
-            "check that this is the right file: `vhdx info` tells what it is; `vhdx convert FILE NEW.vhdx` makes a VHDX of a VHD, qcow2 or raw disk (whatever its name is with --from vhd, --from qcow2, --from raw); of a VHDX whose start was overwritten `vhdx recover` makes a new image"
+            "check that this is the right file: `vhdx check FILE` tells what it seems to be; `vhdx convert FILE NEW.vhdx` makes a VHDX of a VHD, qcow2 or raw disk (whatever its name is with --from vhd, --from qcow2, --from raw); of a VHDX whose start was overwritten `vhdx recover FILE --to NEW.vhdx` makes a new image"
         }
     }
 }
@@ -395,7 +395,17 @@ impl Error {
         matches!(self.defect(), Some(Defect::UnreachableEntries { .. }))
     }
 
-    /// What a person can do next, where there is something to say.
+    /// The file that the error is about, when it has a name.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match &*self.0 {
+            Repr::File { path, inner } => inner.file().or(Some(path)),
+            _ => None,
+        }
+    }
+
+    /// What a person can do next, where there is something to say. `FILE` in it stands for the file, which
+    /// [`file`](Error::file) names where it has a name.
     #[must_use]
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         if let Some(problem) = self.parent_problem() {
@@ -404,28 +414,31 @@ impl Error {
         Some(Cow::Borrowed(match self.kind() {
             ErrorKind::NotVhdx => match self.defect() {
                 Some(Defect::NotVhdx { found }) => not_vhdx(found),
+                Some(Defect::FileTooShort { .. }) => {
+                    "nothing of the disk's contents is in this file, and no program can get it from there: look for a backup, a checkpoint (.avhdx) or another copy of it"
+                }
                 _ => not_vhdx(&[]),
             },
             ErrorKind::LogInvalid if self.unreachable() => {
-                "take a backup of the file; `vhdx log show` tells what the newer entries hold, and `vhdx log replay --force` gives them up: then the disk can be written"
+                "take a backup of the file; `vhdx log show FILE` tells what the newer entries hold, and `vhdx log replay --force FILE` gives them up: then the disk can be written"
             }
             ErrorKind::LogInvalid => {
-                "`vhdx log show` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; `vhdx check --repair --discard-log` gives the log up if the file is consistent without it: keep a copy of the file as it is"
+                "`vhdx log show FILE` tells what is left of the log; --without-log reads the file as it lies on disk, at your own word; `vhdx check FILE --repair --discard-log` gives the log up if the file is consistent without it: keep a copy of the file as it is"
             }
             ErrorKind::Truncated => {
-                "look for a complete copy of the file; do not let another tool write to this one; `vhdx check --repair --dry-run` tells which blocks are lost, `vhdx recover` makes a new image of what is left"
+                "look for a complete copy of the file; do not let another tool write to this one; `vhdx check FILE --repair --dry-run` tells which blocks are lost, `vhdx recover FILE --to NEW.vhdx` makes a new image of what is left"
             }
             ErrorKind::Locked => {
                 "stop that program; commands that only read take --force-share (what they read may be half-changed)"
             }
             ErrorKind::ParentNeeded => {
-                "name the parent with --parent; `vhdx info` tells what the child knows of it, `vhdx map` lists what this file itself holds"
+                "name the parent with --parent; `vhdx info FILE` tells what the child knows of it, `vhdx map FILE` lists what this file itself holds"
             }
             ErrorKind::Corrupt if self.defect().is_none() => {
                 "look for another copy of the file; --from raw takes its bytes as they are"
             }
             ErrorKind::Corrupt => {
-                "`vhdx check` lists everything that is wrong with the file; `vhdx recover` makes a new image of what can still be had"
+                "`vhdx check FILE` lists everything that is wrong with the file; `vhdx recover FILE --to NEW.vhdx` makes a new image of what can still be had"
             }
             ErrorKind::WrongFormat => {
                 "check that this is the right file, or name its format (`--from`)"

@@ -1,5 +1,7 @@
 //! What is said of a command that has failed.
 
+use std::path::Path;
+
 use super::{Command, LogCommand};
 
 impl Command {
@@ -55,6 +57,38 @@ impl Command {
             | Self::Compact(_)
             | Self::Check(_) => Some("the image; nothing was changed"),
             Self::Recover(_) => Some("the damaged file; nothing was written"),
+            _ => None,
+        }
+    }
+
+    /// The file that this command is about: what is advised names it where an error does not.
+    pub(crate) fn image(&self) -> Option<&Path> {
+        Some(match self {
+            Self::Info(args) => &args.image.image,
+            Self::Check(args) => &args.image.image,
+            Self::Log(LogCommand::Show(args)) => &args.image,
+            Self::Log(LogCommand::Replay(args)) => &args.image,
+            Self::Log(LogCommand::Extract(args)) => &args.image.image,
+            Self::Map(args) => &args.image,
+            Self::Dump(args) => &args.image.image,
+            Self::Read(args) => &args.image,
+            Self::Ls(args) => &args.image,
+            Self::Convert(args) => &args.source,
+            Self::Recover(args) => &args.image,
+            Self::Write(args) => &args.image,
+            Self::Resize(args) => &args.image,
+            Self::Compact(args) => &args.image,
+            _ => return None,
+        })
+    }
+
+    /// How little room this command needs on a file system that is full; `None` where it needs what it makes.
+    pub(crate) fn room(&self) -> Option<&'static str> {
+        match self {
+            Self::Compact(_) => Some(
+                "delete something small on that file system: a compaction needs room for the image's log (mostly 1 MiB) \
+                 and, where the image has holes, for what is moved into them; then run this again",
+            ),
             _ => None,
         }
     }

@@ -16,6 +16,7 @@ mod space;
 
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use vhdxkit::defect::{Defect, Severity};
@@ -56,7 +57,7 @@ Examples:
   vhdx mount --read-only a.vhdx dir   its partitions as files (Linux)";
 
 const TOP_NOTES: &str = "\
-Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes), or 0x hexadecimal.
+Sizes are bytes, or 64K, 10M, 1G, 1T (1K = 1024 bytes, and 1G, 1GB and 1GiB are the same), or 0x hexadecimal.
 
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 `check` found problems, `compare` differences, `recover` losses;
 4 the image is in use; 5 the parent of a checkpoint is missing or another one.";
@@ -315,13 +316,14 @@ A mount that is used is not taken away: what uses it is named, and how to end th
     /// Salvage a disk whose file cannot be opened any more, into a new file. The damaged file is only read.
     #[command(before_help = "\
 Examples:
-  cp --sparse=always broken.vhdx copy.vhdx        first of all: work on a copy
-  vhdx recover copy.vhdx                          what can be had, nothing is written
-  vhdx recover copy.vhdx --to new.vhdx            and had
-  vhdx recover copy.vhdx --to new.vhdx --block-size 32M --size 127G
-  vhdx recover copy.avhdx --to flat.vhdx --parent base.vhdx
+  cp --sparse=always broken.vhdx COPY             first of all: a backup
+  vhdx recover broken.vhdx                        what can be had, nothing is written
+  vhdx recover broken.vhdx --to new.vhdx          and had
+  vhdx recover broken.vhdx --to new.vhdx --block-size 32M --size 127G
+  vhdx recover broken.avhdx --to flat.vhdx --parent base.vhdx
 
-If you have just lost a disk: stop everything that writes to it, copy the file, and run this on the copy. Headers, \
+If you have just lost a disk: stop everything that writes to it and copy the file; the copy is the backup. This only \
+reads the file; on a medium that is failing run it on the copy instead. Headers, \
 region tables, metadata and block table may be gone, the log broken, the end cut off: what says the same \
 thing elsewhere is used, old entries of the log included. Nothing is guessed without saying so.
 
@@ -432,6 +434,17 @@ impl From<FormatName> for DiskFormat {
     }
 }
 
+/// The file that was named where a command belongs.
+pub(crate) fn image_for_command(error: &clap::Error) -> Option<PathBuf> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    Some(PathBuf::from(word)).filter(|path| path.is_file())
+}
+
 /// Reads `64M`, `10G`, `1T` (binary), bytes, or `0x` hexadecimal.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no size; write 4096, 0x1000, 64K, 10M, 1G or 1T");
@@ -441,10 +454,10 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
         _ => return Err(wrong()),
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
@@ -470,6 +483,8 @@ mod tests {
             ("64M", 64 << 20),
             ("10g", 10 << 30),
             ("1TiB", 1 << 40),
+            ("64GB", 64 << 30),
+            ("64gib", 64 << 30),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }

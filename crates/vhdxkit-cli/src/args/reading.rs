@@ -30,6 +30,7 @@ pub(crate) struct DumpArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
     /// Which structure.
+    #[arg(value_name = "header|regions|metadata|bat|bitmap")]
     pub(crate) what: DumpWhat,
 }
 

@@ -17,7 +17,7 @@ use super::ls;
 use super::small_blocks::LargeBlocks;
 use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{CompactArgs, FreeSpaceName};
-use crate::console::{Bar, count, named, print_json, quoted, size, stop_on_signal};
+use crate::console::{Bar, Lines, count, named, print_json, quoted, size, stop_on_signal};
 use crate::failure::{begin, has_begun, wrong_usage};
 
 pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
                 print_json(&as_json(&plan, plan.file_size, None, &tracking))?;
             }
             false => {
-                let mut out = io::stdout().lock();
+                let mut out = Lines::to(io::stdout().lock());
                 print_plan(&mut out, path, &plan)?;
                 print_hint(&mut out, path, large.as_ref(), &plan, args.assume_clean)?;
             }
@@ -156,7 +156,7 @@ impl Observer for Watch<'_> {
 impl Watch<'_> {
     fn judge(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if !self.context.json {
-            let mut out = io::stderr().lock();
+            let mut out = Lines::to(io::stderr().lock());
             print_plan(&mut out, self.path, plan)?;
             print_hint(&mut out, self.path, self.large.as_ref(), plan, self.assume_clean)?;
         }

@@ -5,12 +5,15 @@ use std::io::{self, Write};
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhdxkit::ops::measure::measure;
-use vhdxkit::{CreateOptions, Image};
+use vhdxkit::{CreateOptions, Error, ErrorKind, Image};
 
 use super::{Context, new_file};
 use crate::args::CreateArgs;
 use crate::console::{named, print_json, size, stop_on_signal};
-use crate::failure::by_options;
+use crate::failure::{Usage, by_options};
+
+/// So few bytes are gigabytes to whoever types them.
+const FEW: u64 = 1 << 16;
 
 pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     let extension = args.image.extension().and_then(|e| e.to_str()).unwrap_or_default();
@@ -24,7 +27,13 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     };
     let options = args.make.over(options);
     // Bad options are told before the file is looked at.
-    let file_size = measure(&options, None).map_err(by_options).with_context(failed)?.required;
+    let wrong = |error: Error| match args.size {
+        Some(size) if size <= FEW && error.kind() == ErrorKind::InvalidInput => {
+            Usage(format!("{error}; did you mean {size}G?")).into()
+        }
+        _ => by_options(error),
+    };
+    let file_size = measure(&options, None).map_err(wrong).with_context(failed)?.required;
     let existing = new_file::judge_target(&args.image, args.force)?;
     if existing.as_ref().is_some_and(|meta| !meta.is_file()) {
         bail!("{} is no file", args.image.display());

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use crate::console::{named, quoted};
+use vhdxkit::format::HEADER_SECTION_LENGTH;
+
+use crate::console::{named, quoted, size};
 
 /// A file with nothing of a VHDX in it.
 #[derive(Debug)]
@@ -13,6 +15,8 @@ pub(super) struct Foreign {
     pub(super) what: String,
     /// What can be typed, and what for.
     command: Option<(String, &'static str)>,
+    /// The start of a VHDX: what it is not, then, is whole.
+    cut: bool,
 }
 
 /// What the file is; `None` for whatever is, or may have been, a VHDX, and for what cannot be read.
@@ -21,9 +25,15 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
         File::open(path).ok().filter(|file| file.metadata().is_ok_and(|m| m.is_file()))?;
     let length = file.metadata().ok()?.len();
     if length == 0 {
-        return Some(Foreign { what: "the file is empty".to_owned(), command: None });
+        return Some(Foreign { what: "the file is empty".to_owned(), command: None, cut: true });
     }
     let start = bytes_at(&mut file, 0, 512).ok()?;
+    if start.starts_with(b"vhdxfile") && length < HEADER_SECTION_LENGTH {
+        let left = size(length);
+        let what =
+            format!("of this VHDX file only the first {left} are left, the rest was cut off");
+        return Some(Foreign { what, command: None, cut: true });
+    }
     if start.starts_with(b"vhdxfile") || has_parts_of_one(&mut file, length).ok()? {
         return None;
     }
@@ -56,7 +66,7 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
         }
         () => ("this is no disk image that is known", None),
     };
-    Some(Foreign { what: format!("{what}, not a VHDX file"), command })
+    Some(Foreign { what: format!("{what}, not a VHDX file"), command, cut: false })
 }
 
 fn bytes_at(file: &mut File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
@@ -85,6 +95,14 @@ impl Foreign {
     pub(super) fn print(&self, out: &mut impl Write, path: &Path, asked: bool) -> io::Result<()> {
         let mended = if asked { "; nothing was changed" } else { "" };
         writeln!(out, "{}: {}{mended}", named(path), self.what)?;
+        if self.cut {
+            writeln!(out, "\n  What is safe    nothing of the disk's contents is in this file")?;
+            writeln!(
+                out,
+                "  What to do      look for a backup, a checkpoint (.avhdx) or another copy of it:"
+            )?;
+            writeln!(out, "                  no program can get from a file what is not in it")?;
+        }
         if let Some((command, why)) = &self.command {
             writeln!(out, "\n  What to type    {command}")?;
             writeln!(out, "                      {why}")?;

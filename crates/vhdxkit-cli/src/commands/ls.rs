@@ -3,11 +3,12 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
+use vhdxkit::ops::inspect::unreadable_bytes;
 use vhdxkit::ops::partitions::{Volume, volumes};
 
 use super::Context;
 use crate::args::LsArgs;
-use crate::console::{named, print_json, size};
+use crate::console::{named, print_json, quoted, size};
 
 pub(crate) fn run(args: &LsArgs, context: Context) -> anyhow::Result<()> {
     let image = args.open.open(&args.image)?;
@@ -15,7 +16,17 @@ pub(crate) fn run(args: &LsArgs, context: Context) -> anyhow::Result<()> {
     if context.json {
         return print_json(&Value::Array(found.iter().map(as_json).collect()));
     }
-    print_text(&named(&args.image), image.virtual_size(), &found)
+    print_text(&named(&args.image), image.virtual_size(), &found)?;
+    match unreadable_bytes(&image)? {
+        0 => {}
+        bytes => writeln!(
+            io::stdout(),
+            "  {} of this disk cannot be read: vhdx check {}",
+            size(bytes),
+            quoted(&args.image)
+        )?,
+    }
+    Ok(())
 }
 
 /// What is known of a volume, for programs.

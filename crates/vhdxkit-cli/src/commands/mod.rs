@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 mod attach;
+mod blocks;
 #[cfg(target_os = "linux")]
 mod busy;
 mod check;

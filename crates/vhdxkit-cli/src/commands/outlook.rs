@@ -30,10 +30,28 @@ impl Outlook {
     /// Of a file that nobody has tried to repair.
     pub(super) fn of(path: &Path, force_share: bool) -> Self {
         match plan_file(path, &RepairOptions::default(), force_share, &mut ()) {
-            Ok(plan) => Self::before(&plan),
+            Ok(plan) => Self::before(&plan).with_words_that_help(path, force_share),
             // What cannot be thought out cannot be offered either.
             Err(_) => Self::default(),
         }
+    }
+
+    /// Without words on which a repair of the file would do nothing either: one sends nobody in a circle.
+    pub(super) fn with_words_that_help(mut self, path: &Path, force_share: bool) -> Self {
+        self.words.retain(|word| {
+            let mut options = RepairOptions::default();
+            match word {
+                Word::DiscardLog => options.discard_log = true,
+                Word::UseHeader => options.header = Some(1),
+                _ => options.allow_data_loss = true,
+            }
+            let plan = plan_file(path, &options, force_share, &mut ());
+            plan.is_ok_and(|plan| !plan.is_empty())
+        });
+        for left in &mut self.left {
+            left.word = left.word.filter(|word| self.words.contains(word));
+        }
+        self
     }
 
     /// Why a repair does nothing about any finding of this code that is there; `None` where it does, or nobody knows.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use vhdxkit::format::HEADER_SECTION_LENGTH;
 use vhdxkit::ops::import::ImportReport;
 use vhdxkit::ops::recover::{Fate, Report, Salvage, SalvageOptions, Statement};
 use vhdxkit::storage::{FileStorage, OpenMode};
@@ -259,6 +260,10 @@ fn print_end(
     let text = match (whole, report.geometry.is_some()) {
         (true, _) => "everything was had",
         (false, true) => "not everything was had for certain: see above",
+        // No block can lie there: nothing that could be given helps.
+        (false, false) if report.file_size <= HEADER_SECTION_LENGTH => {
+            "no disk was had: nothing of its contents is in this file"
+        }
         (false, false) => "no disk was had: see above what to give",
     };
     writeln!(out, "{text}")?;

@@ -20,7 +20,7 @@ use super::verdict::print_advice;
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
 use crate::console::{count, named, print_json, quoted, size, stop_on_signal, wrapped};
-use crate::failure::begin;
+use crate::failure::{NoUndoFile, begin};
 
 pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode> {
     let path = &args.image.image;
@@ -73,7 +73,11 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
     if !context.json {
         let mut out = io::stdout().lock();
         print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
-        print_plan(&mut out, path, plan, "is done now")?;
+        let when = match args.mend.no_undo {
+            true => "is done now",
+            false => "is done as soon as its undo file is written",
+        };
+        print_plan(&mut out, path, plan, when)?;
     }
     let mut undo = None;
     let plan = match plan.is_empty() {
@@ -82,7 +86,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
             warn_of_change_tracking(path);
             warn_of_children(path, plan);
             let keep = if args.mend.no_undo { KeepUndo::No } else { KeepUndo::Beside };
-            undo = repair.save_undo(keep)?;
+            undo = repair.save_undo(keep).with_context(|| NoUndoFile(path.clone()))?;
             let mut progress = bar("repairing", path, context);
             let told = || match &undo {
                 Some(undo) => format!(
@@ -122,7 +126,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
     for image in images.iter().filter(|image| image.findings.has_problems()) {
         let own = image.path == *path;
         let outlook = match own {
-            true => Outlook::after(&plan),
+            true => Outlook::after(&plan).with_words_that_help(path, args.image.open.force_share),
             false => Outlook::of(&image.path, args.image.open.force_share),
         };
         let outlook = outlook.with_link(image, args);

@@ -4,15 +4,15 @@ use std::io::{self, Write};
 
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::json;
-use vhdxkit::ops::partitions::{end_of_last, whole_disk_file_system};
+use vhdxkit::ops::partitions::{Partition, end_of_last, partitions, whole_disk_file_system};
 use vhdxkit::ops::smallest::smallest_size;
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
-use super::second_gpt::SecondGpt;
+use super::second_gpt::{self, SecondGpt};
 use super::write::{is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{NewSize, ResizeArgs};
-use crate::console::{named, print_json, quoted, size};
+use crate::console::{named, print_json, quoted, shown, size};
 use crate::failure::begin;
 
 pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
@@ -29,6 +29,8 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let old = image.virtual_size();
     let new = judge(&image, args).with_context(failed)?;
     let second_gpt = SecondGpt::in_the_way(&image).with_context(failed)?;
+    let was_gone = second_gpt::is_gone(&image).with_context(failed)?;
+    let cut = cut_by(&image, new).with_context(failed)?;
     let tracking = warn_of_change_tracking(&args.image);
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
@@ -63,10 +65,21 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
             writeln!(out, "  enlarge the partition and its file system inside the guest")?;
         }
     }
+    for lost in &cut {
+        writeln!(out, "  {lost}")?;
+    }
     match second_gpt {
+        // `sgdisk` refuses a partition that reaches behind the end.
+        Some(second) if new < second.end && !cut.is_empty() => {
+            writeln!(out, "  the second copy of its GPT was cut off, too")?;
+        }
         Some(second) if new < second.end => writeln!(
             out,
             "  the second copy of its GPT was cut off: `sgdisk -e DEVICE` in the guest makes a new one"
+        )?,
+        _ if was_gone && cut.is_empty() => writeln!(
+            out,
+            "  the second copy of its GPT is missing: `sgdisk -e DEVICE` in the guest makes a new one"
         )?,
         Some(second) if args.size == NewSize::Smallest => {
             writeln!(out, "  {}", way_around(args, second.least))?;
@@ -87,6 +100,29 @@ fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
         }
     }
     Ok(new)
+}
+
+/// What a smaller disk has lost of its partitions, or of a file system without one: a line each.
+fn cut_by(image: &Image, new: u64) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    if let Some(found) = whole_disk_file_system(image)?.filter(|found| found.end > new) {
+        let reached = size(found.end);
+        let name = found.name;
+        lines.push(format!("its file system ({name}) was cut: it reached to {reached}"));
+    }
+    for Partition { number, range, name, .. } in partitions(image)? {
+        let name = if name.is_empty() { name } else { format!(" \"{}\"", shown(&name)) };
+        let whole = size(range.end.saturating_sub(range.start));
+        match new.saturating_sub(range.start) {
+            _ if range.end <= new => {}
+            0 => lines.push(format!("partition {number}{name}, all {whole} of it, was cut off")),
+            left => lines.push(format!(
+                "partition {number}{name} was cut: of its {whole}, the first {} are left",
+                size(left)
+            )),
+        }
+    }
+    Ok(lines)
 }
 
 fn wanted(wish: NewSize, image: &Image) -> anyhow::Result<u64> {

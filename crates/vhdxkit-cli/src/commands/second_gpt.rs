@@ -32,6 +32,14 @@ impl SecondGpt {
     }
 }
 
+/// Whether the disk has a GPT whose second copy is not where the first one says, as a smaller disk leaves it.
+pub(super) fn is_gone(image: &Image) -> Result<bool> {
+    let sector = u64::from(image.geometry().logical_sector_size());
+    let Some(first) = header(image, sector)? else { return Ok(false) };
+    let at = u64_at(&first, 32).saturating_mul(sector);
+    Ok(header(image, at)?.is_none())
+}
+
 /// Where the first copy says that the second one is, if it is there.
 fn place(image: &Image) -> Result<Option<Range<u64>>> {
     let sector = u64::from(image.geometry().logical_sector_size());

@@ -12,6 +12,7 @@ use vhdxkit::findings::Findings;
 use vhdxkit::ops::check::CheckedImage;
 use vhdxkit::ops::repair::Word;
 
+use super::blocks::Blocks;
 use super::findings::number_of;
 use super::outlook::Outlook;
 use crate::console::{count, named, quoted, wrapped};
@@ -49,7 +50,7 @@ pub(super) fn print_advice(
 ) -> anyhow::Result<()> {
     let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
     let happened = what_happened(bad(), findings.is_table_overwritten());
-    let mut safe = what_is_safe(findings);
+    let mut safe = what_is_safe(findings, Blocks::of(path));
     if !outlook.written {
         safe.push_str("; the file was not changed");
     }
@@ -78,7 +79,7 @@ fn what_to_type(
     let mut lines = Vec::new();
     if !outlook.written {
         let copy = format!("cp --sparse=always {file} COPY");
-        lines.push((copy, "keeps the file as it is: do that first"));
+        lines.push((copy, "a backup: do that first; what follows is for the file itself"));
     }
     if let Some(Defect::UnreachableEntries { first, .. }) =
         bad().find(|found| matches!(found, Defect::UnreachableEntries { .. }))
@@ -133,9 +134,8 @@ pub(super) fn what_happened<'a>(
     }
     for finding in bad {
         let (worse, text) = match finding {
-            Defect::NotVhdx { .. } | Defect::FileTooShort { .. } => {
-                (9, "this is no VHDX file, or its beginning was overwritten")
-            }
+            Defect::FileTooShort { .. } => (9, "all but the beginning of the file was cut off"),
+            Defect::NotVhdx { .. } => (9, "this is no VHDX file, or its beginning was overwritten"),
             Defect::NoValidHeader { .. } | Defect::NoRegionTable { .. } => {
                 (8, "both copies of what leads to everything else are damaged")
             }
@@ -169,13 +169,18 @@ pub(super) fn what_happened<'a>(
 }
 
 /// Which of the disk's bytes are sound. Every block that is in doubt is named, or counted in a range.
-pub(super) fn what_is_safe(findings: &Findings) -> String {
+pub(super) fn what_is_safe(findings: &Findings, blocks: Option<Blocks>) -> String {
     let has = |which: fn(&Defect) -> bool| findings.list().iter().any(which);
     let doubtful = findings.doubtful_blocks();
+    if blocks.is_some_and(|blocks| blocks.are_all(&doubtful)) {
+        return "nothing for certain: every block of the disk is in doubt".to_owned();
+    }
+    let place = blocks.map(|blocks| format!(" ({})", blocks.mebibytes(&doubtful, MOST_RANGES)));
+    let place = place.unwrap_or_default();
     let but = match &doubtful[..] {
         [] => String::new(),
-        [one] if one.end - one.start == 1 => format!(" but block {}", one.start),
-        many => format!(" but blocks {}", compact(many)),
+        [one] if one.end - one.start == 1 => format!(" but block {}{place}", one.start),
+        many => format!(" but blocks {}{place}", compact(many)),
     };
     let errors = number_of(findings, Severity::Error);
     if errors == 0 && doubtful.is_empty() {

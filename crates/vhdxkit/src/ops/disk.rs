@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{OpenOptions, VHD_NAMES, is_image_name, is_named};
+use crate::error::as_argument;
 use crate::format::identifier;
 use crate::image::{ExtentState, Extents};
 use crate::storage::{DataRuns, FileStorage, OpenMode, Storage, StorageExt};
@@ -68,7 +69,8 @@ impl DiskFormat {
         };
         if let Some(name) = foreign {
             return Err(Error::invalid(format!(
-                "it looks like a {name} image, which this version does not read: `qemu-img convert -O vhdx FILE NEW.vhdx` makes a VHDX of it (say that it is raw to have its bytes taken as they are)"
+                "it looks like a {name} image, which this version does not read: `qemu-img convert -O vhdx {} NEW.vhdx` makes a VHDX of it (say that it is raw to have its bytes taken as they are)",
+                as_argument(path)
             )));
         }
         let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::format::bat::PayloadState;
-use crate::image::{DirtyLog, Image};
+use crate::image::{DirtyLog, Image, Swept};
 use crate::map::{Stretch, walk};
 use crate::storage::{FileStorage, OpenMode, Storage};
 use crate::view::geometry::BatSlot;
@@ -103,6 +103,21 @@ pub fn count_blocks(image: &Image, always: bool) -> Result<Option<BlockCounts>> 
     let holes = geometry.blocks().saturating_sub(seen);
     counts.not_present = counts.not_present.saturating_add(holes);
     Ok(Some(counts))
+}
+
+/// Bytes of the disk that cannot be read, whatever the medium does: the table's entries for them are damaged, or lead
+/// behind the end of the file. Parents are looked at, too. The disk itself is not read.
+///
+/// # Errors
+/// The table cannot be read.
+pub fn unreadable_bytes(image: &Image) -> Result<u64> {
+    let mut bytes = 0u64;
+    for piece in image.sweep() {
+        if let Swept::Damaged(range) = piece? {
+            bytes = bytes.saturating_add(range.end.saturating_sub(range.start));
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes of a range that the file stores, as far as it matters for the limit.

@@ -1,5 +1,6 @@
 //! The smallest size that a disk can be given without losing anything.
 
+use crate::format::MIB;
 use crate::{Error, Image, Result};
 
 use super::buffer::{Buffer, CHUNK};
@@ -9,7 +10,8 @@ use super::zeros::length;
 
 /// The smallest size, a multiple of the logical sector size, that keeps every byte that is not zero, every
 /// partition, and a file system over the whole disk. A GPT has its second copy at the end of the disk: such a
-/// disk has its smallest size already. Progress counts bytes of the disk that need not stay.
+/// disk has its smallest size already. Where that copy is gone, room for a new one stays: behind everything else,
+/// in whole mebibytes. Progress counts bytes of the disk that need not stay.
 ///
 /// # Errors
 /// The disk cannot be read; the work was stopped.
@@ -19,8 +21,22 @@ pub fn smallest_size(image: &Image, progress: &mut dyn Progress) -> Result<u64> 
     let named = end_of_last(image)?.unwrap_or(0).max(file_system);
     let sector = u64::from(image.geometry().logical_sector_size());
     let kept = named.max(end_of_data(image, named, progress)?).max(1);
-    let whole = kept.checked_next_multiple_of(sector);
+    let whole = match has_gpt(image, sector)? {
+        // More than a second copy takes: 128 entries are 16 KiB.
+        true => kept.checked_next_multiple_of(MIB).and_then(|whole| whole.checked_add(MIB)),
+        false => kept.checked_next_multiple_of(sector),
+    };
     whole.map(|whole| whole.min(size)).ok_or_else(|| Error::limit("the disk has no such size"))
+}
+
+/// Whether the disk's second sector begins a GPT.
+fn has_gpt(image: &Image, sector: u64) -> Result<bool> {
+    let mut signature = [0; 512];
+    if image.virtual_size() < sector.saturating_mul(2) {
+        return Ok(false);
+    }
+    image.read_at(sector, &mut signature)?;
+    Ok(signature.starts_with(b"EFI PART"))
 }
 
 /// The byte behind the last one at or after `from` that is not zero; `from` when there is none.

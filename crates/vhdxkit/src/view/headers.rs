@@ -178,6 +178,10 @@ impl HeaderPair {
 }
 
 fn read_identifier(storage: &dyn Storage, length: u64) -> Result<String> {
+    // It has no bytes that could be called wrong.
+    if length == 0 {
+        return Err(Defect::FileTooShort { length }.into());
+    }
     let mut identifier = FileIdentifier::new_zeroed();
     storage.read_zero_filled(0, zerocopy::IntoBytes::as_mut_bytes(&mut identifier))?;
     if identifier.signature != identifier::SIGNATURE {

@@ -11,6 +11,7 @@ use vhdxkit::{Error, Image};
 
 use super::markup::{Html, cut};
 use super::{Facts, Mapped, percent};
+use crate::commands::blocks::Blocks;
 use crate::commands::findings::number_of;
 use crate::commands::outlook::Outlook;
 use crate::commands::verdict::{what_happened, what_is_safe};
@@ -116,11 +117,22 @@ fn judge(facts: &Facts) -> Verdict {
                 mapped.picture.as_ref().map_or(0, |p| p.disk.totals.of(DiskState::Damaged));
             let words = match damaged {
                 0 => format!("{errors} found."),
-                bytes => format!("{errors} found: {} of the disk cannot be read.", size(bytes)),
+                bytes => {
+                    let more = in_doubt(facts) > bytes;
+                    let more = if more { ", and more of it may not be what it was" } else { "" };
+                    format!("{errors} found: {} of the disk cannot be read{more}.", size(bytes))
+                }
             };
             judge_damaged(facts, &image, words)
         }
     }
+}
+
+/// Bytes of the disk's blocks that are in doubt.
+fn in_doubt(facts: &Facts) -> u64 {
+    let Some(checked) = facts.checked.first() else { return 0 };
+    let blocks = Blocks::of(&checked.path);
+    blocks.map_or(0, |blocks| blocks.bytes(&checked.findings.doubtful_blocks()))
 }
 
 /// What is wrong, what is safe, what to type: as `check` has it.
@@ -136,7 +148,9 @@ fn judge_damaged(facts: &Facts, image: &str, words: String) -> Verdict {
     let command = format!("vhdx recover {image} --to NEW.vhdx");
     next.push((command, "gets everything that can be had, into another file"));
     let worst = findings().find(|findings| findings.has_problems());
-    let safe = worst.map_or_else(|| "the file".to_owned(), what_is_safe);
+    let blocks = Blocks::of(Path::new(&facts.path));
+    let safe =
+        worst.map_or_else(|| "the file".to_owned(), |findings| what_is_safe(findings, blocks));
     let overwritten = findings().any(Findings::is_table_overwritten);
     let happened = what_happened(bad_ones(), overwritten);
     let log = match facts.mapped.as_ref().map(|mapped| mapped.image.log().state()) {
