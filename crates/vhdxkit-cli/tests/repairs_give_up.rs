@@ -63,7 +63,7 @@ fn a_repair_of_two_owners_ends_with_what_may_be_the_lost_one() {
     assert!(!text.contains("IMAGE"), "{text}");
     // It does.
     let orphans = dir.path("orphans");
-    vhdx(&["recover", &image, "--orphans", &orphans]).run();
+    vhdx(&["recover", &image, "--orphans", &orphans]).succeeds();
     let found = std::fs::read_dir(&orphans).unwrap().next().unwrap().unwrap().path();
     let mut wanted = vec![0; MIB as usize];
     wanted.copy_from_slice(&std::fs::read(found).unwrap());

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use vhdxkit::chain::images_in;
 use vhdxkit::defect::Severity;
+use vhdxkit::ops::check::CheckedImage;
 use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, Word, plan_file, undo_file};
 
 use super::Context;
@@ -115,16 +116,28 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
         print_json(&answer)?;
         return Ok(exit_code(problems));
     }
+    tell_end(args, options, &plan, undo, &images)?;
+    Ok(exit_code(problems))
+}
+
+/// The last lines: what became of the file, how it is taken back, what is left, what is safe.
+fn tell_end(
+    args: &CheckArgs,
+    options: &RepairOptions,
+    plan: &Plan,
+    undo: Option<&Path>,
+    images: &[CheckedImage],
+) -> anyhow::Result<()> {
+    let path = &args.image.image;
     let mut out = io::stdout().lock();
     let name = named(path);
     if plan.is_empty() {
         writeln!(out, "\n{name}: nothing was changed")?;
-    } else if problems {
+    } else if has_problems(images) {
         writeln!(out, "\n{name}: repaired in part; what is left stands below")?;
     } else {
         writeln!(out, "\n{name}: repaired; a check of the whole file finds no problem any more")?;
     }
-    let outlook = Outlook::after(&plan);
     if let Some(undo) = undo {
         writeln!(out, "  to take it back: vhdx check {} --undo {}", quoted(path), quoted(undo))?;
         if options.allow_data_loss && plan.lost_bytes() > 0 {
@@ -136,15 +149,19 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
             wrapped(&mut out, "  ", 2, &text)?;
         }
     }
-    if !problems && outlook.is_worse_than_found() {
-        print_aftermath(&mut out, path, plan.after(), &outlook)?;
-    }
-    for image in images.iter().filter(|image| image.findings.has_problems()) {
+    for image in images {
         let own = image.path == *path;
         let outlook = match own {
-            true => Outlook::after(&plan),
+            true => Outlook::after(plan),
+            false if !image.findings.has_problems() => continue,
             false => Outlook::of(&image.path, args.image.open.force_share),
         };
+        if !image.findings.has_problems() {
+            if outlook.is_worse_than_found() {
+                print_aftermath(&mut out, path, &image.findings, &outlook)?;
+            }
+            continue;
+        }
         let outlook = outlook.with_link(image, args);
         if !plan.is_empty() {
             print_findings(&mut out, &image.path, &image.findings, &outlook)?;
@@ -154,7 +171,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
             print_advice(&mut out, &image.path, &image.findings, &outlook)?;
         }
     }
-    Ok(exit_code(problems))
+    Ok(())
 }
 
 /// A file beside the image, by the folder that the user has named.
