@@ -314,11 +314,11 @@ fn print_changes(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
         writeln!(out, "  what the guest sees stays as it is")?;
     }
     if plan.lost_bytes() > 0 {
-        writeln!(
-            out,
-            "  lost: {} of the disk, which hold nothing from now on:",
-            size(plan.lost_bytes())
-        )?;
+        let shows = match plan.shows_parent_where_lost() {
+            true => "read as zeros, or as the parent does",
+            false => "read as zeros",
+        };
+        writeln!(out, "  lost: {} of the disk {shows}:", size(plan.lost_bytes()))?;
         for range in plan.lost().iter().take(8) {
             writeln!(out, "    bytes {} to {}", range.start, range.end)?;
         }

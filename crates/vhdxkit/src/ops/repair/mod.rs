@@ -321,14 +321,20 @@ impl Plan {
         codes
     }
 
-    /// Ranges of the disk, in bytes, that read as zeros afterwards because what they held is gone; at most
-    /// some hundred of them. [`lost_bytes`](Self::lost_bytes) counts them all.
+    /// Ranges of the disk, in bytes, whose contents are given up; at most some hundred of them. They read as zeros
+    /// afterwards, or as [the parent](Self::shows_parent_where_lost) does. [`lost_bytes`](Self::lost_bytes) counts them all.
     #[must_use]
     pub fn lost(&self) -> &[Range<u64>] {
         &self.report.lost
     }
 
-    /// Bytes of the disk that read as zeros afterwards because what they held is gone.
+    /// Whether some of what is lost belongs to a child, which shows its parent's bytes there.
+    #[must_use]
+    pub fn shows_parent_where_lost(&self) -> bool {
+        self.report.shows_parent
+    }
+
+    /// Bytes of the disk whose contents are given up.
     #[must_use]
     pub fn lost_bytes(&self) -> u64 {
         self.report.lost_bytes

@@ -76,6 +76,7 @@ impl Entries<'_> {
                 )
             }
             PayloadState::NotPresent if geometry.is_differencing() => {
+                self.report.shows_parent = true;
                 ("let it show the parent's".to_owned(), RawEntry::default())
             }
             _ => ("let it read as zeros".to_owned(), RawEntry::new(state.to_raw(), 0)),

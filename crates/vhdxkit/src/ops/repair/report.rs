@@ -54,6 +54,8 @@ pub(super) struct Report {
     pub(super) lost_bytes: u64,
     /// Some of that held something else before, as far as the guest could see.
     pub(super) zeroed: bool,
+    /// Some of that is a child's, which shows its parent there.
+    pub(super) shows_parent: bool,
     /// Blocks that nobody can vouch for afterwards, though no check would find them.
     pub(super) doubtful: Doubt,
     /// Bytes of the file that nothing names and that are not zeros, where contents are missed that they may be.
@@ -194,8 +196,7 @@ pub(super) const NO_PLACE_GIVEN_UP: &str =
     "the file does not say where its contents are; you allowed that it reads as zeros from now on";
 pub(super) const BEHIND_THE_END: &str =
     "the file ends before the place that the entry names: it was cut off, or was never whole";
-pub(super) const BEHIND_THE_END_GIVEN_UP: &str = "the file ends before the place that the entry names, which \
-                                                  may be a wrong one; you allowed that it reads as zeros from now on";
+pub(super) const BEHIND_THE_END_GIVEN_UP: &str = "the file ends before the place that the entry names; you allowed that it reads as zeros from now on";
 pub(super) const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry \
                                       said, or where the contents are; with the word the entry is taken for what it \
                                       happens to say";
