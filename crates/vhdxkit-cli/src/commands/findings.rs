@@ -108,6 +108,7 @@ pub(super) fn print_findings(
     let mut list: Vec<&Defect> = findings.list().iter().collect();
     list.sort_by_key(|finding| finding.severity());
     let mut told: Vec<&str> = Vec::new();
+    let mut remedy = String::new();
     let mut rest = &list[..];
     while let Some((finding, _)) = rest.split_first() {
         let (alike, text) = folded(rest);
@@ -124,7 +125,13 @@ pub(super) fn print_findings(
         }
         if finding.severity() > Severity::Info && !told.contains(&code) {
             told.push(code);
-            print_remedy(out, path, finding, outlook)?;
+            let text = remedy_of(path, finding, outlook);
+            match text.as_deref() {
+                None => {}
+                Some(same) if same == remedy => writeln!(out, "{:<19}as above", "")?,
+                Some(text) => wrapped(out, &" ".repeat(19), 21, text)?,
+            }
+            remedy = text.unwrap_or(remedy);
         }
     }
     for (code, rest) in findings.left_out() {
@@ -167,14 +174,9 @@ fn folded(list: &[&Defect]) -> (usize, String) {
 }
 
 /// What helps against a finding: what a repair of this very file would do, where it is known to do nothing.
-fn print_remedy(
-    out: &mut impl Write,
-    path: &Path,
-    finding: &Defect,
-    outlook: &Outlook,
-) -> io::Result<()> {
+fn remedy_of(path: &Path, finding: &Defect, outlook: &Outlook) -> Option<String> {
     let left = outlook.left_of(finding.code());
-    let text = match finding.remedy() {
+    Some(match finding.remedy() {
         Remedy::Repair(_) if let Some(left) = left => {
             let why = left.why.replace("IMAGE", &quoted(path));
             match left.word {
@@ -185,7 +187,6 @@ fn print_remedy(
         Remedy::Repair(what) => format!("--repair: {what}"),
         Remedy::OnYourWord(word, what) => format!("--repair {word}: {what}"),
         Remedy::Elsewhere(what) => format!("not by --repair: {what}"),
-        _ => return Ok(()),
-    };
-    wrapped(out, &" ".repeat(19), 21, &text)
+        _ => return None,
+    })
 }

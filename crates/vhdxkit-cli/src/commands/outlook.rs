@@ -1,5 +1,6 @@
 //! What a repair would do about a file, or has done: what is advised depends on it.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use vhdxkit::OpenOptions;
@@ -22,6 +23,12 @@ pub(super) struct Outlook {
     left: Vec<Left>,
     /// Codes of findings of which it would mend some, or has mended them.
     mended: Vec<&'static str>,
+    /// Blocks that a repair which has written the file has given up, or left with one of two contents.
+    pub(super) doubtful: Vec<Range<u64>>,
+    /// It has given up what a log held.
+    pub(super) log_given_up: bool,
+    /// Bytes of the file that nothing names, and that what is missed may be among.
+    pub(super) nameless: u64,
     /// A child whose link is wrong, and its parent where that was found.
     pub(super) relink: Option<(PathBuf, Option<PathBuf>)>,
 }
@@ -67,11 +74,6 @@ impl Outlook {
 
     /// As long as a plan is one.
     pub(super) fn before(plan: &Plan) -> Self {
-        Self { written: false, mends: !plan.is_empty(), ..Self::after(plan) }
-    }
-
-    /// Once a plan has been carried out.
-    pub(super) fn after(plan: &Plan) -> Self {
         let mut words = Vec::new();
         for word in plan.left().iter().filter_map(|left| left.word) {
             if !words.contains(&word) {
@@ -80,7 +82,28 @@ impl Outlook {
         }
         let mended = if plan.is_empty() { Vec::new() } else { plan.codes() };
         let left = plan.left().to_vec();
-        Self { written: !plan.is_empty(), words, left, mended, ..Self::default() }
+        Self { mends: !plan.is_empty(), words, left, mended, ..Self::default() }
+    }
+
+    /// Once a plan has been carried out.
+    pub(super) fn after(plan: &Plan) -> Self {
+        let before = Self::before(plan);
+        if plan.is_empty() {
+            return before;
+        }
+        Self {
+            written: true,
+            mends: false,
+            doubtful: plan.doubtful_blocks(),
+            log_given_up: plan.gives_up_log(),
+            nameless: plan.nameless_bytes(),
+            ..before
+        }
+    }
+
+    /// Whether the file is not what it was, though a check may find nothing.
+    pub(super) fn is_worse_than_found(&self) -> bool {
+        self.log_given_up || !self.doubtful.is_empty()
     }
 }
 

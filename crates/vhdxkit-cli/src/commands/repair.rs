@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use vhdxkit::chain::images_in;
 use vhdxkit::defect::Severity;
-use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, plan_file, undo_file};
+use vhdxkit::ops::check::CheckedImage;
+use vhdxkit::ops::repair::{KeepUndo, Plan, Repair, RepairOptions, Word, plan_file, undo_file};
 
 use super::Context;
 use super::findings::{
@@ -16,7 +17,7 @@ use super::findings::{
     print_findings,
 };
 use super::outlook::Outlook;
-use super::verdict::print_advice;
+use super::verdict::{print_advice, print_aftermath};
 use super::write::warn_of_change_tracking;
 use crate::args::CheckArgs;
 use crate::console::{count, named, print_json, quoted, size, stop_on_signal, wrapped};
@@ -36,13 +37,18 @@ pub(crate) fn run(args: &CheckArgs, context: Context) -> anyhow::Result<ExitCode
             let mut bar = bar("thinking it out", path, context);
             let plan = plan_file(path, &options, args.image.open.force_share, &mut bar)?;
             drop(bar);
-            tell_dry_run(path, &plan, context)
+            tell_dry_run(path, &plan, &options, context)
         }
         false => repair(args, &options, context),
     }
 }
 
-fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<ExitCode> {
+fn tell_dry_run(
+    path: &Path,
+    plan: &Plan,
+    options: &RepairOptions,
+    context: Context,
+) -> anyhow::Result<ExitCode> {
     let problems = plan.before().has_problems();
     if context.json {
         let mut answer = findings_as_json(&[(path, plan.before())], &[]);
@@ -53,6 +59,9 @@ fn tell_dry_run(path: &Path, plan: &Plan, context: Context) -> anyhow::Result<Ex
     let mut out = io::stdout().lock();
     print_findings(&mut out, path, plan.before(), &Outlook::before(plan))?;
     print_plan(&mut out, path, plan, "would be done")?;
+    if options.allow_data_loss && plan.lost_bytes() > 0 {
+        recover_first(&mut out, path)?;
+    }
     if !plan.is_empty() {
         writeln!(out, "\n{}: nothing was changed; without --dry-run this is done", named(path))?;
         writeln!(out, "  an undo file is written first, and takes it all back")?;
@@ -111,24 +120,52 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
         print_json(&answer)?;
         return Ok(exit_code(problems));
     }
+    tell_end(args, options, &plan, undo, &images)?;
+    Ok(exit_code(problems))
+}
+
+/// The last lines: what became of the file, how it is taken back, what is left, what is safe.
+fn tell_end(
+    args: &CheckArgs,
+    options: &RepairOptions,
+    plan: &Plan,
+    undo: Option<&Path>,
+    images: &[CheckedImage],
+) -> anyhow::Result<()> {
+    let path = &args.image.image;
     let mut out = io::stdout().lock();
     let name = named(path);
     if plan.is_empty() {
         writeln!(out, "\n{name}: nothing was changed")?;
-    } else if problems {
-        writeln!(out, "\n{name}: repaired in part; this is left:")?;
+    } else if has_problems(images) {
+        writeln!(out, "\n{name}: repaired in part; what is left stands below")?;
     } else {
         writeln!(out, "\n{name}: repaired; a check of the whole file finds no problem any more")?;
     }
     if let Some(undo) = undo {
         writeln!(out, "  to take it back: vhdx check {} --undo {}", quoted(path), quoted(undo))?;
+        if options.allow_data_loss && plan.lost_bytes() > 0 {
+            let text = format!(
+                "only the file as it was tells where to look for what was given up: take the repair back, then `vhdx \
+                 recover {} --to NEW.vhdx`",
+                quoted(path)
+            );
+            wrapped(&mut out, "  ", 2, &text)?;
+        }
     }
-    for image in images.iter().filter(|image| image.findings.has_problems()) {
+    for image in images {
         let own = image.path == *path;
         let outlook = match own {
-            true => Outlook::after(&plan).with_words_that_help(path, args.image.open.force_share),
+            true => Outlook::after(plan).with_words_that_help(path, args.image.open.force_share),
+            false if !image.findings.has_problems() => continue,
             false => Outlook::of(&image.path, args.image.open.force_share),
         };
+        if !image.findings.has_problems() {
+            if outlook.is_worse_than_found() {
+                print_aftermath(&mut out, path, &image.findings, &outlook)?;
+            }
+            continue;
+        }
         let outlook = outlook.with_link(image, args);
         if !plan.is_empty() {
             print_findings(&mut out, &image.path, &image.findings, &outlook)?;
@@ -138,7 +175,7 @@ fn repair(args: &CheckArgs, options: &RepairOptions, context: Context) -> anyhow
             print_advice(&mut out, &image.path, &image.findings, &outlook)?;
         }
     }
-    Ok(exit_code(problems))
+    Ok(())
 }
 
 /// A file beside the image, by the folder that the user has named.
@@ -186,6 +223,9 @@ fn add(answer: &mut Value, path: &Path, plan: &Plan, undo: Option<&Path>, dry_ru
         .lost()
         .iter()
         .map(|range| json!({ "start": range.start, "length": range.end - range.start }));
+    let doubtful = plan.doubtful_blocks().into_iter();
+    let doubtful =
+        doubtful.map(|blocks| json!({ "first": blocks.start, "count": blocks.end - blocks.start }));
     let (before, after) = plan.lengths();
     let more = json!({
         "changed": !plan.is_empty() && !dry_run,
@@ -194,6 +234,8 @@ fn add(answer: &mut Value, path: &Path, plan: &Plan, undo: Option<&Path>, dry_ru
         "left": left.collect::<Vec<_>>(),
         "lost": lost.collect::<Vec<_>>(),
         "lost_bytes": plan.lost_bytes(),
+        "doubtful_afterwards": doubtful.collect::<Vec<_>>(),
+        "nameless_bytes": plan.nameless_bytes(),
         "changed_bytes": plan.changed_bytes(),
         "contents_change": plan.changes_contents(),
         "bytes_before": before,
@@ -208,65 +250,103 @@ fn add(answer: &mut Value, path: &Path, plan: &Plan, undo: Option<&Path>, dry_ru
 
 fn print_plan(out: &mut impl Write, path: &Path, plan: &Plan, when: &str) -> io::Result<()> {
     let name = named(path);
-    if plan.is_empty() {
-        let asks = plan.left().iter().any(|left| left.word.is_some());
-        match asks {
-            true => writeln!(out, "\n{name}: nothing is repaired without your word")?,
-            false => writeln!(out, "\n{name}: there is nothing that a repair can do")?,
-        }
-    } else {
-        writeln!(out, "\n{name}: this {when}")?;
+    let words: Vec<Word> = plan.left().iter().filter_map(|left| left.word).collect();
+    match (plan.is_empty(), words.is_empty()) {
+        (false, _) => writeln!(out, "\n{name}: this {when}")?,
+        (true, false) => writeln!(out, "\n{name}: nothing is repaired without your word")?,
+        (true, true) => writeln!(out, "\n{name}: there is nothing that a repair can do")?,
     }
-    for (number, step) in (1..).zip(plan.steps()) {
-        let more = match step.count {
-            1 => String::new(),
-            more => format!(" (and {} more like it)", more - 1),
-        };
-        wrapped(out, &format!("  {number}. "), 5, &format!("{}{more}", step.what))?;
-        wrapped(out, "     ", 5, &step.why)?;
-    }
+    print_steps(out, path, plan)?;
     if !plan.is_empty() {
-        let (before, after) = plan.lengths();
-        write!(out, "  {} of the file are written over", size(plan.changed_bytes()))?;
-        match before == after {
-            true => writeln!(out, "; its length stays")?,
-            false => {
-                writeln!(out, "; its length changes from {} to {}", size(before), size(after))?;
-            }
-        }
-        if plan.moves_blocks_back() {
-            writeln!(
-                out,
-                "  what the guest sees changes: blocks of shifted pages show their own contents again"
-            )?;
-        }
-        if plan.gives_up_log() {
-            writeln!(out, "  what the guest sees may lack changes that were in the log")?;
-        }
-        if !plan.changes_contents() {
-            writeln!(out, "  what the guest sees stays as it is")?;
-        }
-        if plan.lost_bytes() > 0 {
-            writeln!(out, "  lost: {} of the disk read as zeros:", size(plan.lost_bytes()))?;
-            for range in plan.lost().iter().take(8) {
-                writeln!(out, "    bytes {} to {}", range.start, range.end)?;
-            }
-            if plan.lost().len() > 8 {
-                let more = plan.lost().len() as u64 - 8;
-                writeln!(out, "    and {}", count(more, "more range", "more ranges"))?;
-            }
+        print_changes(out, plan)?;
+    }
+    print_left(out, path, plan)?;
+    if words.contains(&Word::AllowDataLoss) {
+        recover_first(out, path)?;
+    }
+    Ok(())
+}
+
+/// What a repair gives up can be looked for in the file as it is, and not afterwards.
+fn recover_first(out: &mut impl Write, path: &Path) -> io::Result<()> {
+    let text = format!(
+        "before --allow-data-loss: `vhdx recover {} --to NEW.vhdx`; afterwards the file does not tell any more what was \
+         given up",
+        quoted(path)
+    );
+    wrapped(out, "  ", 2, &text)
+}
+
+fn and_more(count: u64) -> String {
+    match count {
+        0 | 1 => String::new(),
+        more => format!(" (and {} more like it)", more - 1),
+    }
+}
+
+/// What is done, in order. A reason that several neighbours share is told once.
+fn print_steps(out: &mut impl Write, path: &Path, plan: &Plan) -> io::Result<()> {
+    let mut steps = plan.steps().iter().zip(1..).peekable();
+    while let Some((step, number)) = steps.next() {
+        let what = format!("{}{}", step.what, and_more(step.count));
+        wrapped(out, &format!("  {number}. "), 5, &what)?;
+        if steps.peek().is_none_or(|(next, _)| next.why != step.why) {
+            wrapped(out, "     ", 5, &step.why.replace("IMAGE", &quoted(path)))?;
         }
     }
+    Ok(())
+}
+
+/// What becomes of the file, and what the guest sees of it.
+fn print_changes(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+    let (before, after) = plan.lengths();
+    write!(out, "  {} of the file are written over", size(plan.changed_bytes()))?;
+    match before == after {
+        true => writeln!(out, "; its length stays")?,
+        false => writeln!(out, "; its length changes from {} to {}", size(before), size(after))?,
+    }
+    if plan.moves_blocks_back() {
+        writeln!(
+            out,
+            "  what the guest sees changes: blocks of shifted pages show their own contents again"
+        )?;
+    }
+    if plan.gives_up_log() {
+        writeln!(out, "  what the guest sees may lack changes that were in the log")?;
+    }
+    if !plan.changes_contents() && plan.lost_bytes() == 0 {
+        writeln!(out, "  what the guest sees stays as it is")?;
+    }
+    if plan.lost_bytes() > 0 {
+        let shows = match plan.shows_parent_where_lost() {
+            true => "read as zeros, or as the parent does",
+            false => "read as zeros",
+        };
+        writeln!(out, "  lost: {} of the disk {shows}:", size(plan.lost_bytes()))?;
+        for range in plan.lost().iter().take(8) {
+            writeln!(out, "    bytes {} to {}", range.start, range.end)?;
+        }
+        if plan.lost().len() > 8 {
+            let more = plan.lost().len() as u64 - 8;
+            writeln!(out, "    and {}", count(more, "more range", "more ranges"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What stays as it is. A reason that several neighbours share is told once.
+fn print_left(out: &mut impl Write, path: &Path, plan: &Plan) -> io::Result<()> {
     if !plan.left().is_empty() {
         writeln!(out, "  left as it is:")?;
     }
-    for left in plan.left() {
+    let mut all = plan.left().iter().peekable();
+    while let Some(left) = all.next() {
+        let what = format!("{} {}{}", left.code, left.what, and_more(left.count));
+        wrapped(out, "  - ", 4, &what)?;
+        if all.peek().is_some_and(|next| (&next.why, next.word) == (&left.why, left.word)) {
+            continue;
+        }
         let why = left.why.replace("IMAGE", &quoted(path));
-        let more = match left.count {
-            1 => String::new(),
-            more => format!(" (and {} more like it)", more - 1),
-        };
-        wrapped(out, "  - ", 4, &format!("{} {}{more}", left.code, left.what))?;
         match left.word {
             Some(word) => {
                 wrapped(out, "    ", 4, &format!("only with {}: {why}", word.option()))?;

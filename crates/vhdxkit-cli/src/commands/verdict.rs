@@ -3,6 +3,7 @@
 //! What a frightened person needs is at the end, where the terminal stands still: what happened, what is safe,
 //! what to type. The findings themselves come before it.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -15,7 +16,7 @@ use vhdxkit::ops::repair::Word;
 use super::blocks::Blocks;
 use super::findings::number_of;
 use super::outlook::Outlook;
-use crate::console::{count, named, quoted, wrapped};
+use crate::console::{count, named, quoted, size, wrapped};
 
 /// What happened, what is safe, what to type.
 pub(super) fn print_verdict(
@@ -50,19 +51,38 @@ pub(super) fn print_advice(
 ) -> anyhow::Result<()> {
     let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
     let happened = what_happened(bad(), findings.is_table_overwritten());
-    let mut safe = what_is_safe(findings, Blocks::of(path));
+    writeln!(out)?;
+    wrapped(out, "  What happened   ", 18, happened)?;
+    print_rest(out, path, findings, outlook)
+}
+
+/// What a repair has given up, of a file in which a check finds nothing any more.
+pub(super) fn print_aftermath(
+    out: &mut impl Write,
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> anyhow::Result<()> {
+    writeln!(out)?;
+    print_rest(out, path, findings, outlook)
+}
+
+/// What is safe, what to type.
+fn print_rest(
+    out: &mut impl Write,
+    path: &Path,
+    findings: &Findings,
+    outlook: &Outlook,
+) -> anyhow::Result<()> {
+    let mut safe = safe_after(findings, outlook, Blocks::of(path));
     if !outlook.written {
         safe.push_str("; the file was not changed");
     }
-    writeln!(out)?;
-    wrapped(out, "  What happened   ", 18, happened)?;
     wrapped(out, "  What is safe    ", 18, &safe)?;
     let mut start = "  What to type    ";
     for (command, why) in what_to_type(path, findings, outlook) {
         writeln!(out, "{start}{command}")?;
-        if !why.is_empty() {
-            writeln!(out, "                      {why}")?;
-        }
+        wrapped(out, "                      ", 22, &why)?;
         start = "                  ";
     }
     Ok(())
@@ -73,22 +93,22 @@ fn what_to_type(
     path: &Path,
     findings: &Findings,
     outlook: &Outlook,
-) -> Vec<(String, &'static str)> {
+) -> Vec<(String, Cow<'static, str>)> {
     let file = quoted(path);
     let bad = || findings.list().iter().filter(|finding| finding.severity() > Severity::Info);
-    let mut lines = Vec::new();
+    let mut lines: Vec<(String, Cow<'static, str>)> = Vec::new();
     if !outlook.written {
         let copy = format!("cp --sparse=always {file} COPY");
-        lines.push((copy, "a backup: do that first; what follows is for the file itself"));
+        lines.push((copy, "a backup: do that first; what follows is for the file itself".into()));
     }
     if let Some(Defect::UnreachableEntries { first, .. }) =
         bad().find(|found| matches!(found, Defect::UnreachableEntries { .. }))
     {
         let save = format!("vhdx log extract {file} --entry {first} -o entry-{first}.bin");
-        lines.push((save, "saves a log entry that a repair would give up"));
+        lines.push((save, "saves a log entry that a repair would give up".into()));
     }
     if let Some((child, parent)) = &outlook.relink {
-        let (child, why) = (quoted(child), "tells the child where its parent lies");
+        let (child, why) = (quoted(child), "tells the child where its parent lies".into());
         match parent {
             Some(parent) => {
                 lines.push((format!("vhdx relink {child} --parent {}", quoted(parent)), why));
@@ -98,16 +118,29 @@ fn what_to_type(
     }
     let dry = format!("vhdx check {file} --repair --dry-run");
     if outlook.mends {
-        lines.push((dry.clone(), "tells what a repair would do, and changes nothing"));
+        lines.push((dry.clone(), "tells what a repair would do, and changes nothing".into()));
+    }
+    if outlook.nameless > 0 {
+        let orphans = format!("vhdx recover {file} --orphans DIR");
+        let why = format!(
+            "copies out {} of the file that nothing names: what those blocks held may be among it; do that before \
+             compacting",
+            size(outlook.nameless)
+        );
+        lines.push((orphans, why.into()));
     }
     // Before anything is given up.
     if bad().any(|finding| finding.severity() == Severity::Error) {
         let recover = format!("vhdx recover {file} --to NEW.vhdx");
-        lines.push((recover, "gets everything that can be had, into another file"));
+        let why = match outlook.written && !outlook.doubtful.is_empty() {
+            true => "gets what this file still tells; more, once the repair is taken back",
+            false => "gets everything that can be had, into another file",
+        };
+        lines.push((recover, why.into()));
     }
     for word in &outlook.words {
         let (word, meaning) = word_and_meaning(*word);
-        lines.push((format!("{dry} {word}"), meaning));
+        lines.push((format!("{dry} {word}"), meaning.into()));
     }
     lines
 }
@@ -170,8 +203,13 @@ pub(super) fn what_happened<'a>(
 
 /// Which of the disk's bytes are sound. Every block that is in doubt is named, or counted in a range.
 pub(super) fn what_is_safe(findings: &Findings, blocks: Option<Blocks>) -> String {
+    safe_after(findings, &Outlook::default(), blocks)
+}
+
+/// The same, when a repair may have given something up, of which a check knows nothing any more.
+fn safe_after(findings: &Findings, outlook: &Outlook, blocks: Option<Blocks>) -> String {
     let has = |which: fn(&Defect) -> bool| findings.list().iter().any(which);
-    let doubtful = findings.doubtful_blocks();
+    let doubtful = joined([findings.doubtful_blocks(), outlook.doubtful.clone()].concat());
     if blocks.is_some_and(|blocks| blocks.are_all(&doubtful)) {
         return "nothing for certain: every block of the disk is in doubt".to_owned();
     }
@@ -183,7 +221,9 @@ pub(super) fn what_is_safe(findings: &Findings, blocks: Option<Blocks>) -> Strin
         many => format!(" but blocks {}{place}", compact(many)),
     };
     let errors = number_of(findings, Severity::Error);
-    if errors == 0 && doubtful.is_empty() {
+    if outlook.log_given_up {
+        format!("everything{but}, as it was before what the log held")
+    } else if errors == 0 && doubtful.is_empty() {
         "every byte of the disk: it can be read as it is".to_owned()
     } else if has(|f| matches!(f, Defect::NoActiveSequence { .. } | Defect::Truncated { .. })) {
         format!("everything that was in place before{but}")
@@ -192,6 +232,19 @@ pub(super) fn what_is_safe(findings: &Findings, blocks: Option<Blocks>) -> Strin
     } else {
         "nothing can be told of the disk's bytes yet".to_owned()
     }
+}
+
+/// Ranges in order, none touching another.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Ranges that are printed.

@@ -1,26 +1,29 @@
 //! The block allocation table, entry by entry: what each should say, and which space two owners claim.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
 use crate::Result;
 use crate::defect::Defect;
-use crate::format::bat::{
-    DRAFT_UNMAPPED, ENTRIES_PER_PAGE, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK,
-};
+use crate::format::bat::{DRAFT_UNMAPPED, PayloadState, RawEntry, SECTOR_BITMAP_BLOCK};
 use crate::format::limits::{MAX_REPAIR_COPIES, MAX_REPAIR_LOST};
-use crate::map::{EntryRules, SpaceMap, Trust, walk};
+use crate::map::{EntryRules, SpaceMap, walk};
 use crate::ops::check::slot_name;
-use crate::ops::doubt::PageJudge;
-use crate::storage::{DataRuns, Storage, StorageExt};
+use crate::ops::doubt::Doubt;
+use crate::ops::progress::Progress;
+use crate::storage::Storage;
 use crate::view::geometry::BatSlot;
 use crate::view::headers::LogPlace;
 
 use super::draft::Pages;
-use super::report::{Report, hex};
+use super::report::{
+    BEHIND_THE_END, BEHIND_THE_END_GIVEN_UP, NO_PLACE, NO_PLACE_GIVEN_UP, ORPHANS, Report, hex,
+    mebibytes,
+};
 use super::shifted::Unshifted;
+use super::traces::{Traces, nameless};
 use super::{RepairOptions, Word};
 
 /// A block whose space somebody else has claimed before.
@@ -52,10 +55,10 @@ pub(super) struct Entries<'a> {
     /// Pages that were shifted are moved back: the guest sees other contents than before.
     pub(super) moved_back: bool,
     /// Bytes from here on are gone, though the file is longer.
-    data_end: u64,
+    pub(super) data_end: u64,
     options: &'a RepairOptions,
     pub(super) report: &'a mut Report,
-    traces: Traces,
+    pub(super) traces: Traces,
     /// The chunk of the last partially present block.
     partial: Option<u64>,
 }
@@ -141,26 +144,21 @@ impl<'a> Entries<'a> {
     fn payload(&mut self, block: u64, index: u64, raw: RawEntry) -> Result<RawEntry> {
         let at = self.rules.at(index);
         let name = |what: &str| format!("block {block} (BAT entry at {}): {what}", hex(at));
-        let page = index / ENTRIES_PER_PAGE;
-        if !self.options.allow_data_loss
-            && self.traces.overwritten.binary_search(&page).is_ok()
-            && self.rules.trust(BatSlot::Payload(block), raw) != Trust::Sound
-        {
-            return Ok(self.untouched(block, raw));
+        if self.is_overwritten(index, block, raw) {
+            return match self.options.allow_data_loss {
+                true => self.overwritten(block, index, raw),
+                false => Ok(self.untouched(block, raw)),
+            };
         }
-        if let Some(state @ (PayloadState::NotPresent | PayloadState::Zero)) =
-            PayloadState::from_raw(raw.state())
-            && !self.options.allow_data_loss
-            && self.traces.may_be_one(self.rules, raw)?
-        {
-            let (file_offset, state) = (raw.file_offset(), state.name());
-            let defect = Defect::PlaceUnderZero { at, block, state, file_offset };
-            self.report.needs(&defect, Word::AllowDataLoss, A_TRACE);
-            let end = file_offset.saturating_add(u64::from(self.rules.geometry.block_size()));
-            self.highest = self.highest.max(end.min(self.rules.file_size));
-            return Ok(raw);
+        let holds_nothing = matches!(
+            PayloadState::from_raw(raw.state()),
+            Some(PayloadState::NotPresent | PayloadState::Zero)
+        );
+        let a_trace = holds_nothing && self.traces.may_be_one(self.rules, raw)?;
+        if a_trace && !self.options.allow_data_loss {
+            return Ok(self.trace(block, raw));
         }
-        if raw.reserved() != 0 {
+        if raw.reserved() != 0 && PayloadState::from_raw(raw.state()).is_some() {
             let defect = Defect::EntryReserved { at, index, bits: raw.reserved() };
             self.report.step(&defect, name("clear the reserved bits"), "nobody reads them");
         }
@@ -172,7 +170,13 @@ impl<'a> Entries<'a> {
                 if place != 0 {
                     let state = state.name();
                     let defect = Defect::PlaceUnderZero { at, block, state, file_offset: place };
-                    let why = "the block holds nothing, and nobody reads the offset";
+                    let why = match a_trace {
+                        true => A_TRACE_GIVEN_UP,
+                        false => "the block holds nothing, and nobody reads the offset",
+                    };
+                    if a_trace {
+                        self.report.doubt(block);
+                    }
                     self.report.step(&defect, name("clear the offset"), why);
                 }
                 Ok(RawEntry::new(state.to_raw(), 0))
@@ -190,25 +194,20 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// An entry that was written over: made to look sound, nobody would know any more that its block is not.
-    fn untouched(&mut self, block: u64, raw: RawEntry) -> RawEntry {
-        let place = raw.file_offset();
-        let remarks = self.rules.payload_remarks(block, raw).into_iter().flatten().next();
-        let defect = self.rules.payload(block, raw).err().or(remarks);
-        if let Some(defect) = defect {
-            self.report.needs(&defect, Word::AllowDataLoss, OVERWRITTEN);
-        }
-        if place < self.rules.file_size {
-            let end = place.saturating_add(u64::from(self.rules.geometry.block_size()));
-            self.highest = self.highest.max(end.min(self.rules.file_size));
-        } else {
-            self.held_back |= self.rules.owned(raw).is_some();
-        }
+    /// An offset under a state that needs none, where data lie that nothing else names: it stays.
+    fn trace(&mut self, block: u64, raw: RawEntry) -> RawEntry {
+        let file_offset = raw.file_offset();
+        let at = self.rules.at(self.rules.geometry.payload_index(block));
+        let state = PayloadState::from_raw(raw.state()).map_or("reserved", PayloadState::name);
+        let defect = Defect::PlaceUnderZero { at, block, state, file_offset };
+        self.report.needs(&defect, Word::AllowDataLoss, A_TRACE);
+        let end = file_offset.saturating_add(u64::from(self.rules.geometry.block_size()));
+        self.highest = self.highest.max(end.min(self.rules.file_size));
         raw
     }
 
     /// Whether a trimmed block may keep the space it held: nobody reads it, so it gives way to all.
-    fn keeps_anchor(&mut self, block: u64, at: u64, place: u64) -> bool {
+    pub(super) fn keeps_anchor(&mut self, block: u64, at: u64, place: u64) -> bool {
         if place == 0 {
             return false;
         }
@@ -234,7 +233,7 @@ impl<'a> Entries<'a> {
     }
 
     /// A block that says that its contents lie in the file.
-    fn present(
+    pub(super) fn present(
         &mut self,
         block: u64,
         index: u64,
@@ -251,15 +250,9 @@ impl<'a> Entries<'a> {
         let outside =
             Defect::BlockOutside { at, block, file_offset: place, end, file_size: self.data_end };
         if place == 0 || place >= self.data_end {
-            let (defect, why) = match place {
-                0 => (
-                    Defect::BlockWithoutPlace { at, block },
-                    "the file does not say where its contents are",
-                ),
-                _ => (
-                    outside,
-                    "nothing of its contents is in the file: it was cut off, or was never whole",
-                ),
+            let (defect, why, given_up) = match place {
+                0 => (Defect::BlockWithoutPlace { at, block }, NO_PLACE, NO_PLACE_GIVEN_UP),
+                _ => (outside, BEHIND_THE_END, BEHIND_THE_END_GIVEN_UP),
             };
             if !self.options.allow_data_loss {
                 // Without its word the file must not grow over what is missing, which would then read as zeros.
@@ -268,10 +261,8 @@ impl<'a> Entries<'a> {
                 return Ok(RawEntry::new(raw.state(), place));
             }
             self.give_up(place)?;
-            self.report.lose(start..start.saturating_add(used));
-            let why =
-                "its contents are not in this file; you allowed that it reads as zeros from now on";
-            self.report.step(&defect, name("make it read as zeros"), why);
+            self.report.lose(block, start..start.saturating_add(used));
+            self.report.step(&defect, name("make it read as zeros"), given_up);
             return Ok(zero);
         }
         if state == PayloadState::PartiallyPresent && !geometry.is_differencing() {
@@ -292,7 +283,7 @@ impl<'a> Entries<'a> {
                 what,
                 "the rest of its contents is in the file; what was cut off is gone",
             );
-            self.report.lose(gone);
+            self.report.lose(block, gone);
             let full = place.saturating_add(u64::from(geometry.block_size()));
             self.extend_to = self.extend_to.max(full);
         }
@@ -306,7 +297,7 @@ impl<'a> Entries<'a> {
     }
 
     /// A block's place is behind the end of the file, and its entry will be dropped.
-    fn give_up(&mut self, place: u64) -> Result<()> {
+    pub(super) fn give_up(&mut self, place: u64) -> Result<()> {
         if place == 0 {
             return Ok(());
         }
@@ -391,6 +382,23 @@ impl<'a> Entries<'a> {
         Ok(())
     }
 
+    /// Counts what nothing names, where contents are missed that it may be; and says so there.
+    pub(super) fn count_nameless(
+        &mut self,
+        storage: &dyn Storage,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        if self.clashes.is_empty() && !self.report.misses_contents() {
+            return Ok(());
+        }
+        // Entries that stay as they are name what they name; of those that are given up nothing remains.
+        let remain = self.options.allow_data_loss || self.moved_back;
+        let named = if remain { &self.space } else { &self.traces.owned };
+        let found = nameless(storage, named, progress)?;
+        self.report.found_nameless(found);
+        Ok(())
+    }
+
     /// Gives the blocks whose space is claimed twice a place of their own, from `to` on; tells where that ends.
     pub(super) fn move_clashes(
         &mut self,
@@ -400,23 +408,53 @@ impl<'a> Entries<'a> {
         if self.clashes.is_empty() {
             return Ok(to);
         }
+        let why = match self.report.nameless {
+            0 => BOTH_SHOW_THE_SAME.to_owned(),
+            bytes => format!(
+                "{BOTH_SHOW_THE_SAME}. The file holds {} that nothing names: what one of them held may be that. \
+                 {ORPHANS}; type that before compacting",
+                mebibytes(bytes)
+            ),
+        };
         for Clash { index, raw, length } in std::mem::take(&mut self.clashes) {
             let from = raw.file_offset();
             to = self.clear_of_lost(to, length);
-            let geometry = self.rules.geometry;
-            let what = slot_name(&geometry, index);
-            self.report.step_of(
-                "V30",
-                format!("copy {what} from {} to {}, the end of the file", hex(from), hex(to)),
-                "both owners keep the bytes they show today; one of the two shows the other's, and only \
-                 whoever knows the contents can tell which",
-            );
+            let what = slot_name(&self.rules.geometry, index);
+            let what =
+                format!("copy {what} from {} to {}, the end of the file", hex(from), hex(to));
+            self.report.step_of("V30", what, &why);
             copies.push(super::draft::Copy { from, to, length });
             self.put(index, RawEntry::new(raw.state(), to))?;
             to = to.saturating_add(length);
         }
         self.highest = self.highest.max(to);
         Ok(to)
+    }
+
+    /// Of two blocks that claim the same bytes, one is not what it was: neither can be vouched for.
+    pub(super) fn doubt_owners(&mut self, storage: &dyn Storage, count: u64) -> Result<()> {
+        let mut places = Doubt::default();
+        for Clash { raw, length, .. } in &self.clashes {
+            let place = raw.file_offset();
+            places.add(place..place.saturating_add(*length));
+        }
+        let places = places.ranges();
+        if places.is_empty() {
+            return Ok(());
+        }
+        let rules = self.rules;
+        walk(storage, rules.bat_offset, count, &mut |stretch| {
+            for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
+                let BatSlot::Payload(block) = rules.geometry.slot(index) else { continue };
+                let Some(place) = rules.owned(raw) else { continue };
+                let end = place.saturating_add(u64::from(rules.geometry.block_size()));
+                let next = places.partition_point(|range| range.end <= place);
+                if places.get(next).is_some_and(|range| range.start < end) {
+                    self.report.doubt(block);
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Whether no entry is to be changed.
@@ -426,7 +464,7 @@ impl<'a> Entries<'a> {
 
     /// Whether the guest will see zeros where something was.
     pub(super) fn lost_anything(&self) -> bool {
-        self.report.lost_bytes > 0
+        self.report.zeroed
     }
 
     /// Free space at the end of the file is given back.
@@ -470,89 +508,12 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// Offsets under NOT_PRESENT and ZERO that may be all that is left of an entry.
-struct Traces {
-    storage: Arc<dyn Storage>,
-    /// Everything that somebody owns, blocks included.
-    owned: SpaceMap,
-    /// Pages of the table that were overwritten beyond doubt.
-    overwritten: Vec<u64>,
-    /// What was seen at a place: each is looked at once.
-    seen: BTreeMap<u64, bool>,
-}
-
-impl Traces {
-    fn new(storage: &Arc<dyn Storage>, owned: SpaceMap) -> Self {
-        Self { storage: Arc::clone(storage), owned, overwritten: Vec::new(), seen: BTreeMap::new() }
-    }
-
-    fn look(&mut self, rules: EntryRules, storage: &dyn Storage, count: u64) -> Result<()> {
-        let mut pages = PageJudge::new(rules);
-        let block_size = u64::from(rules.geometry.block_size());
-        walk(storage, rules.bat_offset, count, &mut |stretch| {
-            for (index, raw) in stretch.entries().filter(|(_, raw)| raw.0 != 0) {
-                pages.see(index, raw);
-                match rules.geometry.slot(index) {
-                    BatSlot::Payload(_) => {
-                        if let Some(place) = rules.owned(raw) {
-                            self.owned.claim(place, block_size);
-                        }
-                    }
-                    BatSlot::Bitmap(chunk) => {
-                        if let Ok(Some(place)) = rules.bitmap(chunk, raw) {
-                            self.owned.claim(place, SECTOR_BITMAP_BLOCK);
-                        }
-                    }
-                    BatSlot::Padding => {}
-                }
-            }
-            Ok(())
-        })?;
-        self.overwritten = pages.end().1;
-        Ok(())
-    }
-
-    /// Whether an entry that holds nothing names a place with data, nobody else's. No writer is known that leaves such
-    /// a place behind; one wrong byte makes it of the entry of a block, in a page that is sound otherwise.
-    fn may_be_one(&mut self, rules: EntryRules, raw: RawEntry) -> Result<bool> {
-        let place = raw.file_offset();
-        if place == 0 || place >= rules.file_size {
-            return Ok(false);
-        }
-        if let Some(known) = self.seen.get(&place) {
-            return Ok(*known);
-        }
-        let length = u64::from(rules.geometry.block_size());
-        let end = place.saturating_add(length).min(rules.file_size);
-        let found = !self.owned.owns_any(place, length) && holds_data(&*self.storage, place..end)?;
-        self.seen.insert(place, found);
-        Ok(found)
-    }
-}
-
-fn holds_data(storage: &dyn Storage, range: Range<u64>) -> Result<bool> {
-    let mut buf = vec![0; 1 << 16];
-    for run in DataRuns::new(storage, range.clone()) {
-        let run = run.map_err(|e| Error::io("cannot map the file's holes", range.start, e))?;
-        let (mut at, end) = (run.range.start, run.range.end.min(range.end));
-        while run.data && at < end {
-            let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
-            let Some(part) = buf.get_mut(..length.min(1 << 16)) else { break };
-            storage.read_zero_filled(at, part)?;
-            if part.iter().any(|byte| *byte != 0) {
-                return Ok(true);
-            }
-            at = at.saturating_add(1 << 16);
-        }
-    }
-    Ok(false)
-}
-
-const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry said. First \
-                           get what there is with `vhdx recover IMAGE --to NEW.vhdx`; with the word the entry is \
-                           taken for what it happens to say";
 const A_TRACE: &str = "the offset names data that nothing else names: if the entry is damaged, it is all that tells \
                        where the block is. `vhdx recover IMAGE --orphans FOLDER` copies that data out, to look at; \
                        the word clears the offset";
 const NO_BITMAP: &str = "blocks of the chunk are partially present: without the bitmap nobody knows which of \
                          their sectors are in this file and which in the parent";
+const A_TRACE_GIVEN_UP: &str = "you allowed that the offset goes, though it is all that names the data there; \
+                                `vhdx recover IMAGE --orphans FOLDER` copies that data out; type that before compacting";
+const BOTH_SHOW_THE_SAME: &str = "both owners keep the bytes they show today; one of the two shows the other's, and \
+                                  only whoever knows the contents can tell which";

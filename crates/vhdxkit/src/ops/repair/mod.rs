@@ -15,6 +15,10 @@
 //! zeros, and nobody would know. Without readable tables nothing is touched: such a file is for `recover`, which
 //! makes another one.
 //!
+//! Nor is anything called gone that may be there: `traces` counts what the file holds and nothing names, and who
+//! misses contents is told. Entries of a page that was overwritten (`overwritten`) are given up together, whatever
+//! they say. What nobody can vouch for afterwards, though no check finds it, is kept: [`Plan::doubtful_blocks`].
+//!
 //! # The undo file
 //! Before a byte of the image changes, the old contents of every page that will change are made durable in a file
 //! beside it (`undo`). What changes is known exactly: it is what the layer holds.
@@ -47,9 +51,11 @@
 mod draft;
 mod entries;
 mod ground;
+mod overwritten;
 mod report;
 pub(crate) mod shifted;
 mod tables;
+mod traces;
 mod undo;
 mod write;
 
@@ -165,7 +171,7 @@ pub fn plan(
     let length = file.length()?;
     let unchanged = Changes { length_before: length, length_after: length, ..Changes::default() };
     let thought = match ground::read(&file, options, &mut report)? {
-        Some(ground) => tables::think(&file, ground, options, &before, &mut report)?,
+        Some(ground) => tables::think(&file, ground, options, &before, &mut report, progress)?,
         None => None,
     };
     let Some((actions, base)) = thought else {
@@ -315,17 +321,37 @@ impl Plan {
         codes
     }
 
-    /// Ranges of the disk, in bytes, that read as zeros afterwards because what they held is gone; at most
-    /// some hundred of them. [`lost_bytes`](Self::lost_bytes) counts them all.
+    /// Ranges of the disk, in bytes, whose contents are given up; at most some hundred of them. They read as zeros
+    /// afterwards, or as [the parent](Self::shows_parent_where_lost) does. [`lost_bytes`](Self::lost_bytes) counts them all.
     #[must_use]
     pub fn lost(&self) -> &[Range<u64>] {
         &self.report.lost
     }
 
-    /// Bytes of the disk that read as zeros afterwards because what they held is gone.
+    /// Whether some of what is lost belongs to a child, which shows its parent's bytes there.
+    #[must_use]
+    pub fn shows_parent_where_lost(&self) -> bool {
+        self.report.shows_parent
+    }
+
+    /// Bytes of the disk whose contents are given up.
     #[must_use]
     pub fn lost_bytes(&self) -> u64 {
         self.report.lost_bytes
+    }
+
+    /// The blocks of the disk that nobody can vouch for afterwards, though a check does not find them any more: what
+    /// was given up, and both owners of bytes that were claimed twice. In order.
+    #[must_use]
+    pub fn doubtful_blocks(&self) -> Vec<Range<u64>> {
+        self.report.doubtful.clone().ranges()
+    }
+
+    /// Bytes of the file that nothing names and that are not zeros, where contents are missed that they may be;
+    /// `vhdx recover --orphans` copies them out. Zero where nothing is missed.
+    #[must_use]
+    pub fn nameless_bytes(&self) -> u64 {
+        self.report.nameless
     }
 
     /// Whether blocks show other contents afterwards, because pages of the block table that were written shifted are

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use crate::defect::{Defect, Severity};
 use crate::findings::Findings;
+use crate::format::MIB;
+use crate::ops::doubt::Doubt;
 
 use super::Word;
 
@@ -50,6 +52,14 @@ pub(super) struct Report {
     /// Ranges of the disk that hold zeros from now on, because what they held is gone.
     pub(super) lost: Vec<Range<u64>>,
     pub(super) lost_bytes: u64,
+    /// Some of that held something else before, as far as the guest could see.
+    pub(super) zeroed: bool,
+    /// Some of that is a child's, which shows its parent there.
+    pub(super) shows_parent: bool,
+    /// Blocks that nobody can vouch for afterwards, though no check would find them.
+    pub(super) doubtful: Doubt,
+    /// Bytes of the file that nothing names and that are not zeros, where contents are missed that they may be.
+    pub(super) nameless: u64,
     /// Steps that are only right when nothing is wrong afterwards: their findings.
     pub(super) only_if_clean: Vec<Defect>,
 }
@@ -102,6 +112,8 @@ impl Report {
         self.steps.clear();
         self.lost.clear();
         self.lost_bytes = 0;
+        self.zeroed = false;
+        self.doubtful = Doubt::default();
         self.note_left(before);
     }
 
@@ -125,8 +137,15 @@ impl Report {
         }
     }
 
-    /// A range of the disk whose contents are gone.
-    pub(super) fn lose(&mut self, range: Range<u64>) {
+    /// A block whose contents are gone, from some byte of the disk on: it shows zeros where it has shown more.
+    pub(super) fn lose(&mut self, block: u64, range: Range<u64>) {
+        self.zeroed = true;
+        self.lose_unseen(block, range);
+    }
+
+    /// A block whose contents are gone, and which shows none already.
+    pub(super) fn lose_unseen(&mut self, block: u64, range: Range<u64>) {
+        self.doubt(block);
         self.lost_bytes = self.lost_bytes.saturating_add(range.end.saturating_sub(range.start));
         let room = self.lost.len() < MOST_LOST;
         match self.lost.last_mut() {
@@ -135,6 +154,71 @@ impl Report {
             _ => {}
         }
     }
+
+    /// A block that will not be what it was, or may not be, and no check will find it.
+    pub(super) fn doubt(&mut self, block: u64) {
+        self.doubtful.add(block..block.saturating_add(1));
+    }
+
+    /// Whether anything is told of contents that may be among what nothing names.
+    pub(super) fn misses_contents(&self) -> bool {
+        self.whys().any(|why| MISSED.contains(&why.as_str()))
+    }
+
+    /// So many bytes of the file are named by nothing: said wherever contents are missed that they may be.
+    pub(super) fn found_nameless(&mut self, bytes: u64) {
+        self.nameless = bytes;
+        if bytes == 0 {
+            return;
+        }
+        let more = format!(
+            ". The file holds {} that nothing names, and they may be among it: {ORPHANS}",
+            mebibytes(bytes)
+        );
+        for why in self.whys_mut().filter(|why| MISSED.contains(&why.as_str())) {
+            why.push_str(&more);
+        }
+    }
+
+    fn whys(&self) -> impl Iterator<Item = &String> {
+        let steps = self.steps.iter().map(|step| &step.why);
+        steps.chain(self.left.iter().map(|left| &left.why))
+    }
+
+    fn whys_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let steps = self.steps.iter_mut().map(|step| &mut step.why);
+        steps.chain(self.left.iter_mut().map(|left| &mut left.why))
+    }
+}
+
+pub(super) const NO_PLACE: &str = "the file does not say where its contents are";
+pub(super) const NO_PLACE_GIVEN_UP: &str =
+    "the file does not say where its contents are; you allowed that it reads as zeros from now on";
+pub(super) const BEHIND_THE_END: &str =
+    "the file ends before the place that the entry names: it was cut off, or was never whole";
+pub(super) const BEHIND_THE_END_GIVEN_UP: &str = "the file ends before the place that the entry names; you allowed that it reads as zeros from now on";
+pub(super) const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry \
+                                      said, or where the contents are; with the word the entry is taken for what it \
+                                      happens to say";
+pub(super) const OVERWRITTEN_GIVEN_UP: &str = "what the entry said was overwritten, so no entry names the contents any \
+                                               more; you allowed that they are given up";
+
+/// What is said of contents that may be anywhere in the file.
+const MISSED: [&str; 6] = [
+    NO_PLACE,
+    NO_PLACE_GIVEN_UP,
+    BEHIND_THE_END,
+    BEHIND_THE_END_GIVEN_UP,
+    OVERWRITTEN,
+    OVERWRITTEN_GIVEN_UP,
+];
+
+/// What is typed to get at data that nothing names.
+pub(super) const ORPHANS: &str = "`vhdx recover IMAGE --orphans DIR` copies it out";
+
+/// Bytes that are whole mebibytes, as they are told.
+pub(super) fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes / MIB)
 }
 
 /// A file offset as it is told everywhere.

@@ -16,6 +16,7 @@ use crate::image::{ImageParts, Recovered, read_image_parts, region_length};
 use crate::log::Log;
 use crate::map::{EntryRules, SpaceMap};
 use crate::ops::check::{claim_fixed, entries_at_hand};
+use crate::ops::progress::Progress;
 use crate::storage::{DataRuns, Storage, StorageExt};
 use crate::view::geometry::{DiskType, Geometry};
 use crate::view::headers::{HeaderPair, LogPlace};
@@ -48,6 +49,7 @@ pub(super) fn think(
     options: &RepairOptions,
     before: &Findings,
     report: &mut Report,
+    progress: &mut dyn Progress,
 ) -> Result<Option<(Actions, Arc<dyn Storage>)>> {
     let storage = Arc::clone(&ground.storage);
     let mut quiet = Findings::tolerant();
@@ -75,7 +77,10 @@ pub(super) fn think(
     let Some(unshifted) = unshifted else { return Ok(None) };
     let mut entries =
         Entries::new(&storage, rules, space, highest, &ground.missing, options, report);
-    entries.judge(&*storage, entries_at_hand(&geometry, &parts.regions), &unshifted)?;
+    let count = entries_at_hand(&geometry, &parts.regions);
+    entries.judge(&*storage, count, &unshifted)?;
+    entries.count_nameless(&*storage, progress)?;
+    entries.doubt_owners(&*storage, count)?;
     if entries.hopeless || (entries.held_back && ground.extend_first.is_some()) {
         return Ok(None);
     }
