@@ -212,6 +212,14 @@ fn a_disk_with_a_gpt_becomes_smaller_by_what_is_printed() {
     let verdict = sgdisk(&["-v", &raw]);
     assert!(verdict.contains("No problems found"), "{verdict}");
 
+    // Where the first copy is damaged the second one is the only table.
+    let damaged = dir.path("damaged.vhdx");
+    std::fs::copy(&other, &damaged).unwrap();
+    write(&damaged, "1K", &[0x77; 512]);
+    let told = vhdx(&["resize", &damaged, "min"]).succeeds();
+    let refused = vhdx(&["resize", &damaged, "50M"]).fails_with(1);
+    assert!(!told.contains("cuts it off") && !refused.contains("cuts it off"), "{told}{refused}");
+
     // What else lies there is not cut off by anybody's advice.
     write(&other, "63M", &[7; 512]);
     let told = vhdx(&["resize", &other, "min"]).succeeds();

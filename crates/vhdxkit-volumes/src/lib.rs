@@ -50,7 +50,7 @@ mod xfs;
 
 pub use disk::{Disk, Window};
 pub use free::{FreeMap, FreeMapBuilder};
-pub use partitions::{Partition, PartitionType, end_of_last, partitions};
+pub use partitions::{Partition, PartitionType, end_of_last, first_gpt_is_intact, partitions};
 pub use recognise::{FileSystem, recognise};
 pub use space::Survey;
 pub use survey::survey;

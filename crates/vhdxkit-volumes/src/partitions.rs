@@ -178,6 +178,15 @@ pub fn end_of_last(disk: &dyn Disk) -> Result<Option<u64>> {
     Ok(entries(disk)?.iter().map(|entry| entry.end).max())
 }
 
+/// Whether the first copy of a GPT is there, with both of its checksums: only then can the second one be spared, and
+/// be made anew from it.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn first_gpt_is_intact(disk: &dyn Disk) -> Result<bool> {
+    gpt::first_is_intact(disk, u64::from(disk.sector_size()))
+}
+
 fn entries(disk: &dyn Disk) -> Result<Vec<Entry>> {
     let sector = u64::from(disk.sector_size());
     let Some(table) = mbr::Table::read(disk, 0)? else { return Ok(Vec::new()) };

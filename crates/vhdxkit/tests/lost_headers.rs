@@ -21,7 +21,7 @@ fn killed_after(flushes: u32) -> (Vec<u8>, Vec<u8>) {
     for flush in 0..flushes {
         let block = flush as usize % 64;
         // Placed once and trimmed the next time, so that every flush changes the table.
-        if written[block] % 2 == 0 {
+        if written[block].is_multiple_of(2) {
             image.write_at(block as u64 * MIB, &[written[block] + 1; 512]).unwrap();
         } else {
             image.discard(block as u64 * MIB..(block as u64 + 1) * MIB).unwrap();
@@ -38,7 +38,7 @@ fn shows(file: &Arc<dyn Storage>, written: &[u8], write: bool) {
     let mut byte = [0];
     for (block, times) in written.iter().enumerate() {
         image.read_at(block as u64 * MIB, &mut byte).unwrap();
-        let expected = if times % 2 == 1 { *times } else { 0 };
+        let expected = if times.is_multiple_of(2) { 0 } else { *times };
         assert_eq!(byte, [expected], "block {block}, written {times} times");
     }
     if write {

@@ -172,8 +172,8 @@ Examples:
 A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force. \
 After growing, enlarge the partition and its file system inside the guest. `min` keeps every partition, \
 file system and byte that is not zero: shrink those in the guest first. A GPT has a second copy at the end \
-of the disk, which has to be cut off with --force and made anew in the guest, by `sgdisk -e`: `min` says \
-which size to type.")]
+of the disk, which has to be cut off with --force and made anew by `sgdisk -e` before the guest starts: \
+`min` says what to type.")]
     Resize(ResizeArgs),
     /// Give back the space that a disk holds without need: the file becomes shorter.
     #[command(before_help = "\

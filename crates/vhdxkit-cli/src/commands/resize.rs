@@ -73,14 +73,12 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
         Some(second) if new < second.end && !cut.is_empty() => {
             writeln!(out, "  the second copy of its GPT was cut off, too")?;
         }
-        Some(second) if new < second.end => writeln!(
-            out,
-            "  the second copy of its GPT was cut off: `sgdisk -e DEVICE` in the guest makes a new one"
-        )?,
-        _ if was_gone && cut.is_empty() => writeln!(
-            out,
-            "  the second copy of its GPT is missing: `sgdisk -e DEVICE` in the guest makes a new one"
-        )?,
+        Some(second) if new < second.end => {
+            writeln!(out, "  the second copy of its GPT was cut off; {}", new_second_gpt(args))?;
+        }
+        _ if was_gone && cut.is_empty() => {
+            writeln!(out, "  the second copy of its GPT is missing; {}", new_second_gpt(args))?;
+        }
         Some(second) if args.size == NewSize::Smallest => {
             writeln!(out, "  {}", way_around(args, second.least))?;
         }
@@ -136,12 +134,22 @@ fn wanted(wish: NewSize, image: &Image) -> anyhow::Result<u64> {
     size.ok_or_else(|| anyhow!("{sign}{difference} from {old} bytes leaves no size"))
 }
 
+/// How to give a disk a second GPT again: a guest may not take the first one alone, whose numbers are those of the
+/// larger disk.
+fn new_second_gpt(args: &ResizeArgs) -> String {
+    format!(
+        "a new one, before its guest starts: `vhdx mount --detach {} DIR && sgdisk -e DIR/disk.raw && vhdx unmount DIR`",
+        quoted(&args.image)
+    )
+}
+
 /// How to make a disk smaller that has nothing at its end but the second copy of its GPT.
 fn way_around(args: &ResizeArgs, size: u64) -> String {
     format!(
         "the second copy of its GPT lies at the end of the disk, behind nothing but zeros: `vhdx resize --force {} \
-         {size}` cuts it off and keeps every partition; then `sgdisk -e DEVICE` in the guest makes a new one",
-        quoted(&args.image)
+         {size}` cuts it off and keeps every partition; {}",
+        quoted(&args.image),
+        new_second_gpt(args)
     )
 }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use vhdxkit::ops::partitions::end_of_last;
+use vhdxkit::ops::partitions::{end_of_last, first_gpt_is_intact};
 use vhdxkit::{Image, Result};
 
 const MIB: u64 = 1 << 20;
@@ -22,6 +22,10 @@ pub(super) struct SecondGpt {
 impl SecondGpt {
     /// Finds it where it is all that a smaller disk would lose; `None` when there is none, or more.
     pub(super) fn in_the_way(image: &Image) -> Result<Option<Self>> {
+        // Where the first one is damaged the second one is the table.
+        if !first_gpt_is_intact(image)? {
+            return Ok(None);
+        }
         let Some(place) = place(image)? else { return Ok(None) };
         let last = end_of_last(image)?.unwrap_or(0).checked_next_multiple_of(MIB);
         let Some(least) = last.and_then(|last| last.checked_add(MIB)) else { return Ok(None) };
@@ -36,6 +40,9 @@ impl SecondGpt {
 pub(super) fn is_gone(image: &Image) -> Result<bool> {
     let sector = u64::from(image.geometry().logical_sector_size());
     let Some(first) = header(image, sector)? else { return Ok(false) };
+    if !first_gpt_is_intact(image)? {
+        return Ok(false);
+    }
     let at = u64_at(&first, 32).saturating_mul(sector);
     Ok(header(image, at)?.is_none())
 }

@@ -42,6 +42,13 @@ pub(super) fn entries(disk: &dyn Disk, sector: u64) -> Result<Vec<Entry>> {
     Ok(best.map(|copy| in_use(&copy, sector)).unwrap_or_default())
 }
 
+/// Whether the copy at the start of the disk is whole, and says that it lies there.
+pub(super) fn first_is_intact(disk: &dyn Disk, sector: u64) -> Result<bool> {
+    let Some(copy) = read(disk, sector, 1)? else { return Ok(false) };
+    let header = bytes::<512>(disk, sector)?;
+    Ok(copy.intact && header.is_some_and(|header| u64_at(&header, 24) == 1))
+}
+
 fn has_signature(header: &[u8]) -> bool {
     header.starts_with(b"EFI PART")
 }

@@ -60,6 +60,14 @@ pub fn end_of_last(image: &Image) -> Result<Option<u64>> {
     vhdxkit_volumes::end_of_last(&OnDisk::new(image)).map_err(own)
 }
 
+/// Whether the first copy of a GPT is whole: see [`vhdxkit_volumes::first_gpt_is_intact`].
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn first_gpt_is_intact(image: &Image) -> Result<bool> {
+    vhdxkit_volumes::first_gpt_is_intact(&OnDisk::new(image)).map_err(own)
+}
+
 /// The file system that fills a disk without partitions, as WSL's disks have it: see
 /// [`vhdxkit_volumes::recognise`].
 ///
