@@ -393,6 +393,8 @@ defects! {
         "the page of BAT entries from {first} on was written shifted by one entry (QEMU before 8.0 did that): its blocks show their neighbours' contents";
     PlaceUnderZero { at: u64, block: u64, state: &'static str, file_offset: u64 } => "V32", Warning, "BAT", Some(*at), Repair("clear the offset, unless data that nothing else names lies there"),
         "block {block} is in state {state} but carries the offset {file_offset:#x}, which Hyper-V may refuse";
+    NamelessData { bytes: u64 } => "W-NAMELESS", Warning, "BAT", None, Elsewhere("`vhdx recover` copies it out, with --orphans"),
+        "{bytes} bytes of the file hold data that no entry of the block table names: so it is when entries were lost, or a crash came while much was being written";
     LeakedSpace { bytes: u64 } => "V35", Info, "file", None, Repair("cut it off where it is zeros at the end of a file with which nothing else is wrong; otherwise `vhdx compact` gives it back"),
         "{bytes} bytes of the file belong to nothing";
     FileSizeUneven { length: u64 } => "W-FILESIZE", Info, "file", Some(*length), Nothing,

@@ -31,6 +31,10 @@ pub(crate) struct CompactArgs {
     /// still has to write is lost if they are not in order.
     #[arg(long)]
     pub(crate) assume_clean: bool,
+    /// Give up data that no entry of the block table names, however much it is. A damaged table leaves such data,
+    /// too: have a copy first (`vhdx recover IMAGE --orphans DIR`).
+    #[arg(long)]
+    pub(crate) allow_data_loss: bool,
     /// Compact although other images build on this one. They cannot be read any more when free blocks go.
     #[arg(long)]
     pub(crate) force: bool,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
+use vhdxkit::defect::Defect;
 use vhdxkit::format::Guid;
 use vhdxkit::ops::Progress;
 use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan};
@@ -26,7 +27,8 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot compact {name}");
     let options = CompactOptions::default()
         .free_space(args.free_space == FreeSpaceName::Auto)
-        .assume_clean(args.assume_clean);
+        .assume_clean(args.assume_clean)
+        .allow_data_loss(args.allow_data_loss);
     if args.parents.ignore_parent_id && !args.dry_run {
         wrong_usage!(
             "{name}: with a parent that may be another disk, what equals it must not go; `vhdx relink` tells the \
@@ -52,7 +54,8 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
                 print_hint(&mut out, path, large.as_ref(), &plan, args.assume_clean)?;
             }
         }
-        return require_no_children(path, identity, &plan, args.force).with_context(failed);
+        require_no_children(path, identity, &plan, args.force).with_context(failed)?;
+        return require_no_obstacle(path, &plan, &options).with_context(failed);
     }
     // Looked at first: what cannot be opened is told before anything is changed.
     let replays = is_replayed_to_write(&args.parents.over(OpenOptions::new()).open(path)?);
@@ -65,6 +68,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
     let tracking = warn_of_change_tracking(path);
     let mut watch = Watch {
         path,
+        options: &options,
         assume_clean: args.assume_clean,
         large,
         identity,
@@ -73,7 +77,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
         bar: Bar::new("looking", image.file_size(), context.quiet),
         refused: None,
     };
-    let done = compact(image, options, &mut watch);
+    let done = compact(image, options.clone(), &mut watch);
     let Watch { bar, refused, .. } = watch;
     drop(bar);
     if let Some(refusal) = refused {
@@ -123,6 +127,7 @@ pub(crate) fn run(args: &CompactArgs, context: Context) -> anyhow::Result<()> {
 /// What happens while a disk is compacted: told, and stopped where others would be lost.
 struct Watch<'a> {
     path: &'a Path,
+    options: &'a CompactOptions,
     assume_clean: bool,
     large: Option<LargeBlocks>,
     identity: Guid,
@@ -160,8 +165,23 @@ impl Watch<'_> {
             print_plan(&mut out, self.path, plan)?;
             print_hint(&mut out, self.path, self.large.as_ref(), plan, self.assume_clean)?;
         }
-        require_no_children(self.path, self.identity, plan, self.force)
+        require_no_children(self.path, self.identity, plan, self.force)?;
+        require_no_obstacle(self.path, plan, self.options)
     }
+}
+
+/// Refuses a plan of an image whose table is damaged, or seems to have lost entries.
+fn require_no_obstacle(path: &Path, plan: &Plan, options: &CompactOptions) -> anyhow::Result<()> {
+    let Some(defect) = plan.obstacle(options) else { return Ok(()) };
+    let path = quoted(path);
+    let advice = match &defect {
+        Defect::NamelessData { .. } => format!(
+            "nothing was given back: that data would be gone. If anything is missing on the disk, `vhdx recover {path} \
+             --orphans DIR` copies it out; if nothing is, `vhdx compact {path} --allow-data-loss` gives it up"
+        ),
+        _ => format!("nothing was given back: `vhdx check {path}` tells what to do about it first"),
+    };
+    Err(anyhow::Error::new(vhdxkit::Error::from(defect)).context(advice))
 }
 
 /// What smaller blocks would give back besides.
@@ -223,6 +243,7 @@ fn as_json(plan: &Plan, before: u64, after: Option<u64>, tracking: &[String]) ->
         "unowned": plan.unowned,
         "blocks": tally_json(plan.placed),
         "damaged_blocks": plan.damaged,
+        "nameless": plan.nameless,
         "bytes_read": plan.bytes_read,
         "visible_to_guest": plan.is_visible(),
         "volumes": plan.volumes.iter().map(ls::as_json).collect::<Vec<_>>(),
@@ -252,6 +273,9 @@ fn print_plan(out: &mut dyn Write, path: &Path, plan: &Plan) -> anyhow::Result<(
     }
     if plan.unowned > 0 {
         writeln!(out, "  {:<32}{:>9}", "gaps that belong to nothing", size(plan.unowned))?;
+    }
+    if plan.nameless > 0 {
+        writeln!(out, "  {:<32}{:>9}", "of them data that nothing names", size(plan.nameless))?;
     }
     if plan.is_visible() {
         writeln!(

@@ -129,6 +129,13 @@ fn what_to_type(
         );
         lines.push((orphans, why.into()));
     }
+    if outlook.nameless == 0 && bad().any(|found| matches!(found, Defect::NamelessData { .. })) {
+        let why =
+            "if anything is missing: copies out what nothing names. Do not compact before".into();
+        lines.push((format!("vhdx recover {file} --orphans DIR"), why));
+        let why = "tries to find the lost entries, too: the log may still tell them".into();
+        lines.push((format!("vhdx recover {file} --to NEW.vhdx"), why));
+    }
     // Before anything is given up.
     if bad().any(|finding| finding.severity() == Severity::Error) {
         let recover = format!("vhdx recover {file} --to NEW.vhdx");
@@ -184,6 +191,10 @@ pub(super) fn what_happened<'a>(
             }
             Defect::ShiftedPage { .. } => (5, "an old QEMU has shifted a page of the block table"),
             Defect::ParentUnusable { .. } => (4, "the disk's parent is missing or was changed"),
+            Defect::NamelessData { .. } => (
+                4,
+                "entries of the block table may be lost: the file holds data that none of them names",
+            ),
             other if other.severity() == Severity::Error => {
                 (3, "a table that tells where the disk's bytes are is damaged")
             }
@@ -223,6 +234,8 @@ fn safe_after(findings: &Findings, outlook: &Outlook, blocks: Option<Blocks>) ->
     let errors = number_of(findings, Severity::Error);
     if outlook.log_given_up {
         format!("everything{but}, as it was before what the log held")
+    } else if has(|f| matches!(f, Defect::NamelessData { .. })) {
+        format!("what is not zeros{but}; blocks that read as zeros may be the ones that were lost")
     } else if errors == 0 && doubtful.is_empty() {
         "every byte of the disk: it can be read as it is".to_owned()
     } else if has(|f| matches!(f, Defect::NoActiveSequence { .. } | Defect::Truncated { .. })) {

@@ -18,6 +18,7 @@ use crate::view::regions::RegionMap;
 use crate::{ErrorKind, Image, Result};
 
 use super::doubt::{Doubt, PageJudge};
+use super::nameless::Named;
 use super::progress::{Progress, advance};
 use super::repair::shifted::{Search, Shifted};
 
@@ -152,9 +153,15 @@ fn check_all(
     if file_size > MAX_FILE_OFFSET {
         findings.report(Defect::SpaceNotChecked { from: MAX_FILE_OFFSET })?;
     }
-    match space.unowned() {
+    let bytes = space.unowned();
+    if bytes == 0 {
+        return Ok(());
+    }
+    findings.report(Defect::LeakedSpace { bytes })?;
+    let log = recovered.log.place();
+    match (Named { storage, log, regions: &parts.regions, rules }).unexplained(progress)? {
         0 => Ok(()),
-        bytes => findings.report(Defect::LeakedSpace { bytes }),
+        bytes => findings.report(Defect::NamelessData { bytes }),
     }
 }
 

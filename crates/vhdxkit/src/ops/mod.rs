@@ -13,6 +13,7 @@ pub mod import_vhd;
 pub mod inspect;
 pub mod measure;
 pub mod merge;
+pub(crate) mod nameless;
 pub mod partitions;
 pub mod picture;
 pub mod recover;

@@ -8,7 +8,7 @@
 //! | in a child: as the parent shows it | the block becomes NOT_PRESENT, and shows the parent |
 //! | trimmed, and its place kept | the place goes, the state stays |
 //! | a sector bitmap that no block needs | its entry is cleared |
-//! | owned by nobody | what is above moves down |
+//! | owned by nobody | what is above moves down; data that a table may have lost (`ops/nameless.rs`), at the user's word |
 //!
 //! Whole blocks only. A block that holds one byte in use stays as it is, its free bytes too: nothing is
 //! ever written over.
@@ -47,12 +47,18 @@ pub use plan::{Plan, Tally, plan};
 pub struct CompactOptions {
     free_space: bool,
     assume_clean: bool,
+    allow_data_loss: bool,
     also_free: Vec<Range<u64>>,
 }
 
 impl Default for CompactOptions {
     fn default() -> Self {
-        Self { free_space: true, assume_clean: false, also_free: Vec::new() }
+        Self {
+            free_space: true,
+            assume_clean: false,
+            allow_data_loss: false,
+            also_free: Vec::new(),
+        }
     }
 }
 
@@ -69,6 +75,14 @@ impl CompactOptions {
     #[must_use]
     pub fn assume_clean(mut self, yes: bool) -> Self {
         self.assume_clean = yes;
+        self
+    }
+
+    /// Takes the user's word that data which no entry of the block table names is nothing, however much it is: a table
+    /// that has lost entries leaves it, too.
+    #[must_use]
+    pub fn allow_data_loss(mut self, yes: bool) -> Self {
+        self.allow_data_loss = yes;
         self
     }
 
@@ -119,8 +133,9 @@ const STEP: usize = 1 << 20;
 /// The image was opened for writing; a child with its parent, if what equals that is to go.
 ///
 /// # Errors
-/// The image is fixed ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)); it cannot be read or
-/// written; the work was stopped. Then the image is whole, and compacting again goes on.
+/// The image is fixed ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)); there is an
+/// [obstacle](Plan::obstacle), and nothing was changed; it cannot be read or written; the work was stopped. Then the
+/// image is whole, and compacting again goes on.
 pub fn compact(
     mut image: Image,
     options: CompactOptions,
@@ -131,6 +146,9 @@ pub fn compact(
     let plan = plan(&image, &options, observer)?;
     if observer.planned(&plan).is_break() {
         return Err(Error::new(Repr::Cancelled));
+    }
+    if let Some(defect) = plan.obstacle(&options) {
+        return Err(defect.into());
     }
     let mut moved = 0;
     if plan.has_work() {

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use crate::defect::Defect;
 use crate::format::bat::{PayloadState, SECTOR_BITMAP_BLOCK};
 use crate::format::region::{BAT_REGION, METADATA_REGION};
 use crate::format::{HEADER_SECTION_LENGTH, MIB};
 use crate::map::{Block, EntryRules, SpaceMap, walk};
+use crate::ops::nameless::Named;
 use crate::ops::partitions::{Volume, volumes_counted};
 use crate::ops::progress::{Progress, advance};
 use crate::storage::StorageExt;
@@ -75,6 +77,11 @@ pub struct Plan {
     pub bytes_read: u64,
     /// Blocks that cannot be judged, since their entries are damaged; they stay.
     pub damaged: u64,
+    /// Bytes of the file that hold data which no entry names, and which is given up: so much that entries may have
+    /// been lost. 0 where a crash or a trim explains it.
+    pub nameless: u64,
+    /// Why the image cannot be written at all.
+    fault: Option<Defect>,
     verdicts: Vec<(Range<u64>, Verdict)>,
     bitmaps: Vec<u64>,
     /// Something lies above a gap that holds it, or the file ends with a gap.
@@ -103,6 +110,15 @@ impl Plan {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.released_bytes() > 0 || self.can_move
+    }
+
+    /// Why it will not be carried out with these options: the table is damaged, or seems to have lost entries.
+    #[must_use]
+    pub fn obstacle(&self, options: &CompactOptions) -> Option<Defect> {
+        let bytes = self.nameless;
+        let nameless =
+            (bytes > 0 && !options.allow_data_loss).then_some(Defect::NamelessData { bytes });
+        self.fault.clone().or(nameless)
     }
 
     /// The end of the log, or of a region that nobody knows: they stay where they are.
@@ -166,6 +182,9 @@ pub fn plan(image: &Image, options: &CompactOptions, progress: &mut dyn Progress
     let mut survey = Survey::begin(image, volumes)?;
     survey.judge_blocks(&mut scan, progress)?;
     survey.judge_bitmaps()?;
+    let storage = &**image.storage();
+    let (log, regions, rules) = (image.headers().log_place(), image.regions(), image.entry_rules());
+    survey.plan.nameless = Named { storage, log, regions, rules }.unexplained(progress)?;
     survey.finish(read.saturating_add(scan.bytes_read()))
 }
 
@@ -202,6 +221,8 @@ impl<'a> Survey<'a> {
             to_move: 0,
             bytes_read: 0,
             damaged: 0,
+            nameless: 0,
+            fault: None,
             verdicts: Vec::new(),
             bitmaps: Vec::new(),
             can_move: false,
@@ -237,6 +258,19 @@ impl<'a> Survey<'a> {
         self.keep(offset, length);
     }
 
+    /// A block whose place something else has, too, shows the other's bytes.
+    fn keep_block(&mut self, index: u64, offset: u64, length: u64) {
+        self.stays = self.stays.saturating_add(length);
+        if let Some(at) = self.space.claim(offset, length) {
+            self.plan.fault.get_or_insert_with(|| Defect::BlockOverlap {
+                at: self.rules.at(index),
+                what: format!("BAT entry {index}"),
+                file_offset: at,
+                with: "space that something else takes".to_owned(),
+            });
+        }
+    }
+
     fn keep(&mut self, offset: u64, length: u64) {
         self.stays = self.stays.saturating_add(length);
         self.space.claim(offset, length);
@@ -260,7 +294,8 @@ impl<'a> Survey<'a> {
                             Contents::LikeParent { free } => Some(Verdict::LikeParent { free }),
                         }
                     }
-                    Err(_) => {
+                    Err(defect) => {
+                        self.plan.fault.get_or_insert(defect);
                         self.plan.damaged = self.plan.damaged.saturating_add(1);
                         None
                     }
@@ -268,7 +303,7 @@ impl<'a> Survey<'a> {
                 if let Some(place) = place {
                     self.plan.placed.add(bytes);
                     if verdict.is_none() {
-                        self.keep(place, bytes);
+                        self.keep_block(index, place, bytes);
                         self.highest_block = self.highest_block.max(place);
                     }
                     advance(progress, bytes)?;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::format::limits::MAX_LISTED_FATES;
+use crate::ops::nameless::CRASHES_LEAVE;
 use crate::view::geometry::Geometry;
 
 /// How a structure was had.
@@ -210,7 +211,15 @@ impl Report {
     pub fn is_whole(&self) -> bool {
         self.geometry.is_some()
             && self.unreadable.is_empty()
+            && self.orphaned_bytes() <= CRASHES_LEAVE
             && Fate::ALL.iter().all(|fate| fate.is_certain() || self.fates.count(*fate) == 0)
+    }
+
+    /// Bytes of all [orphans](Self::orphans).
+    #[must_use]
+    pub fn orphaned_bytes(&self) -> u64 {
+        let lengths = self.orphans.iter().map(|run| run.end.saturating_sub(run.start));
+        lengths.fold(0, u64::saturating_add)
     }
 
     /// The runs of bytes of the disk that are zeros in the result although something else was, or may have been,

@@ -23,8 +23,9 @@ use super::report::{
     mebibytes,
 };
 use super::shifted::Unshifted;
-use super::traces::{Traces, nameless};
+use super::traces::Traces;
 use super::{RepairOptions, Word};
+use crate::ops::nameless::nameless;
 
 /// A block whose space somebody else has claimed before.
 pub(super) struct Clash {

@@ -1,20 +1,15 @@
 //! Data that no entry of the block table names: it may be what an entry that was damaged named before.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
+use crate::Result;
 use crate::format::bat::{RawEntry, SECTOR_BITMAP_BLOCK};
-use crate::format::{MIB, mib_floor};
 use crate::map::{EntryRules, SpaceMap, walk};
 use crate::ops::doubt::PageJudge;
-use crate::ops::progress::{Progress, advance};
-use crate::storage::{DataRuns, Storage, StorageExt};
+use crate::ops::nameless::holds_data;
+use crate::storage::Storage;
 use crate::view::geometry::BatSlot;
-use crate::{Error, Result};
-
-/// Bytes of zeros that are read in search of such data: what lies behind them is not counted.
-const MOST_READ: u64 = 16 << 30;
 
 /// Offsets under NOT_PRESENT and ZERO that may be all that is left of an entry.
 pub(super) struct Traces {
@@ -79,50 +74,4 @@ impl Traces {
         self.seen.insert(place, found);
         Ok(found)
     }
-}
-
-fn holds_data(storage: &dyn Storage, range: Range<u64>) -> Result<bool> {
-    let mut buf = vec![0; 1 << 16];
-    for run in DataRuns::new(storage, range.clone()) {
-        let run = run.map_err(|e| Error::io("cannot map the file's holes", range.start, e))?;
-        let (mut at, end) = (run.range.start, run.range.end.min(range.end));
-        while run.data && at < end {
-            let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
-            let Some(part) = buf.get_mut(..length.min(1 << 16)) else { break };
-            storage.read_zero_filled(at, part)?;
-            if part.iter().any(|byte| *byte != 0) {
-                return Ok(true);
-            }
-            at = at.saturating_add(1 << 16);
-        }
-    }
-    Ok(false)
-}
-
-/// Bytes of the mebibytes that nobody owns and that hold anything but zeros.
-pub(super) fn nameless(
-    storage: &dyn Storage,
-    owned: &SpaceMap,
-    progress: &mut dyn Progress,
-) -> Result<u64> {
-    let length = storage.length()?;
-    let (mut found, mut zeros) = (0u64, 0u64);
-    for gap in owned.gaps() {
-        let end = gap.end.min(length);
-        let mut at = gap.start;
-        for run in DataRuns::new(storage, gap.start..end) {
-            let run = run.map_err(|e| Error::io("cannot map the file's holes", gap.start, e))?;
-            at = at.max(mib_floor(run.range.start));
-            while run.data && at < run.range.end && zeros < MOST_READ {
-                let next = at.saturating_add(MIB);
-                match holds_data(storage, at..next.min(end))? {
-                    true => found = found.saturating_add(MIB),
-                    false => zeros = zeros.saturating_add(MIB),
-                }
-                advance(progress, 0)?;
-                at = next;
-            }
-        }
-    }
-    Ok(found)
 }
