@@ -10,16 +10,16 @@ use common::{Workdir, vhdx};
 
 const MIB: u64 = 1 << 20;
 
-/// A disk with 40 blocks of 1 MiB, all of them different.
+/// A disk with 100 blocks of 1 MiB, all of them different.
 fn disk(dir: &Workdir) -> String {
     let (raw, image) = (dir.path("disk.raw"), dir.path("disk.vhdx"));
     let mut file = File::create(&raw).unwrap();
-    for block in 0..40u32 {
+    for block in 0..100u32 {
         let bytes: Vec<u8> =
             (0..MIB as u32 / 4).flat_map(|n| (n ^ block << 20).to_le_bytes()).collect();
         file.write_all(&bytes).unwrap();
     }
-    file.set_len(100 * MIB).unwrap();
+    file.set_len(160 * MIB).unwrap();
     vhdx(&["convert", &raw, &image, "--block-size", "1M"]).succeeds();
     image
 }
@@ -37,7 +37,7 @@ fn forget(image: &str, entries: std::ops::Range<u64>) {
 /// everything that the disk had held.
 #[test]
 fn what_a_table_has_lost_is_told_and_not_given_back() {
-    for lost in [0..40, 10..30] {
+    for lost in [0..100, 10..90] {
         let dir = Workdir::new();
         let image = disk(&dir);
         vhdx(&["check", &image]).succeeds();

@@ -86,7 +86,8 @@ fn a_flush_is_one_sync_and_writing_none() {
         );
         println!("blocks of {block_mib} MiB: {none}, {some}, {each} syncs for no flush, 32, each");
         assert!(none <= 2, "no flush: {none}");
-        assert!(some <= 6, "a flush every 32: {some}");
+        // One of a session is for the second copy of its first header.
+        assert!(some <= 7, "a flush every 32: {some}");
         assert!(each <= 106, "a flush each: {each}");
     }
 }

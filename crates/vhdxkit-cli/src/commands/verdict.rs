@@ -193,7 +193,8 @@ pub(super) fn what_happened<'a>(
             Defect::ParentUnusable { .. } => (4, "the disk's parent is missing or was changed"),
             Defect::NamelessData { .. } => (
                 4,
-                "entries of the block table may be lost: the file holds data that none of them names",
+                "entries of the block table may be lost, or a crash cut off much writing: the file holds data that none of \
+                 them names",
             ),
             other if other.severity() == Severity::Error => {
                 (3, "a table that tells where the disk's bytes are is damaged")

@@ -7,7 +7,8 @@
 //! **Of our own sessions** the entries say to which header they belong (`log/sessions.rs`), and that is the one which
 //! is left: both copies carry the session's FileWriteGuid before anything is logged. So the newest epoch is known. If
 //! replaying it would change something that is in use, it was open, and is taken for named; that is right also where
-//! a crash tore the header before anybody was promised anything, since what an entry needs is durable before it.
+//! a crash tore the header before anybody was promised anything, since what an entry needs is durable before it. Where
+//! the lost copy seems to be of yet another session, nothing is certain, and nobody writes.
 //!
 //! **Of other writers'** there is only the ring. After a clean close all that the newest session holds is in place,
 //! but for space that was given back since; so where that session is whole, and replaying it would change
@@ -33,6 +34,8 @@ use super::open::{Recovered, read_image_parts};
 
 /// Bytes that zero descriptors clear, of those that are compared.
 const MOST_COMPARED: u64 = 256 << 20;
+/// Bits of a GUID in which damage makes it differ from itself; two different ones differ in 61 or so.
+const MOST_WRONG_BITS: u32 = 24;
 /// What looking at one costs at least.
 const LEAST_CHARGED: u64 = 64 << 10;
 
@@ -55,10 +58,15 @@ pub(crate) fn find_lost_log(
     let sessions = sessions(&ring);
     let comparison = Comparison { file, used: used_space(file, &headers)? };
     if let Some(log) = newest_epoch(&**file, &headers, place, &sessions)? {
-        if comparison.of_log(&log)? == Outcome::Same {
+        let outcome = comparison.of_log(&log)?;
+        let entries = log.active().map_or(0, |active| active.entries().len());
+        if tells_of_another_session(&**file, &headers)? {
+            return Ok((headers, orphan(outcome, place, entries, true)));
+        }
+        // An epoch that was gone beyond is dead, whatever is in place.
+        if outcome == Outcome::Same && !headers.is_dirty() {
             return Ok((headers, None));
         }
-        let entries = log.active().map_or(0, |active| active.entries().len());
         let found = Defect::LostLogFound { at: place.offset, entries: number(entries) };
         return Ok((headers.naming(log.guid()), Some(found)));
     }
@@ -72,7 +80,9 @@ pub(crate) fn find_lost_log(
     Ok((headers, orphan))
 }
 
-/// The newest epoch of the session that the copy which is left belongs to, if that does not name it.
+/// The newest epoch of the session that the copy which is left belongs to, if that does not name it. One in which
+/// nothing was logged yet does not count: a crash may have come before the header named it, and before what the epoch
+/// before it says was in place.
 fn newest_epoch(
     file: &dyn Storage,
     headers: &HeaderPair,
@@ -81,10 +91,12 @@ fn newest_epoch(
 ) -> Result<Option<Log>> {
     let current = headers.current();
     let named = epoch_of(current.file_write_guid, current.log_guid);
-    if (headers.is_dirty() && named.is_none()) || tells_of_another_session(file, headers)? {
+    if headers.is_dirty() && named.is_none() {
         return Ok(None);
     }
-    let epochs = sessions.iter().filter_map(|session| {
+    let logged =
+        |session: &&Session| session.entries.iter().any(|entry| entry.info.descriptors > 0);
+    let epochs = sessions.iter().filter(logged).filter_map(|session| {
         let epoch = epoch_of(current.file_write_guid, session.guid)?;
         (epoch > named.unwrap_or(0)).then_some((epoch, session.guid))
     });
@@ -93,14 +105,23 @@ fn newest_epoch(
     Ok(log.active().is_some().then_some(log))
 }
 
-/// Whether what is left of the damaged copy is of another session than the copy that is whole.
+/// Whether what is left of the damaged copy is of another session than the copy that is whole. Some wrong bits do not
+/// make it one: two FileWriteGuids differ in half of theirs.
 fn tells_of_another_session(file: &dyn Storage, headers: &HeaderPair) -> Result<bool> {
     let lost = 1usize.saturating_sub(headers.current_copy());
     let mut bytes = [0; size_of::<Header>()];
     file.read_zero_filled(HEADER_OFFSETS.get(lost).copied().unwrap_or_default(), &mut bytes)?;
     let Ok(header) = Header::read_from_bytes(&bytes) else { return Ok(false) };
-    let is_other = header.file_write_guid != headers.current().file_write_guid;
-    Ok(header.signature == SIGNATURE && !header.file_write_guid.is_zero() && is_other)
+    let own = headers.current().file_write_guid;
+    if header.signature != SIGNATURE
+        || header.file_write_guid.is_zero()
+        || epoch_of(own, header.log_guid).is_some()
+    {
+        return Ok(false);
+    }
+    let pairs = header.file_write_guid.to_bytes().into_iter().zip(own.to_bytes());
+    let wrong: u32 = pairs.map(|(one, other)| (one ^ other).count_ones()).sum();
+    Ok(wrong > MOST_WRONG_BITS)
 }
 
 fn number(entries: usize) -> u64 {
@@ -159,6 +180,10 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     /// A log that has an active sequence.
     fn of_log(&self, log: &Log) -> Result<Outcome> {
+        // What a replay does not reach is not in place, either.
+        if log.unreachable_entries().is_some() {
+            return Ok(Outcome::Differs);
+        }
         let whole = log.entries().iter().filter(|entry| entry.fault.is_none());
         let ours: Vec<&LogEntry> =
             whole.filter(|entry| entry.info.log_guid == log.guid()).collect();

@@ -55,10 +55,7 @@ impl HeaderWriter {
         storage: &dyn Storage,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        if self.unsynced {
-            sync(storage)?;
-            self.unsynced = false;
-        }
+        self.settle(storage)?;
         self.require_unchanged(storage)?;
         let (next, offset) = self.pair.next(change).ok_or_else(sequence_at_end)?;
         self.unsynced = true;
@@ -72,6 +69,15 @@ impl HeaderWriter {
     /// Writes the same header into the other copy. The sync that completes it may come at any time.
     pub(crate) fn put_second(&mut self, storage: &dyn Storage) -> Result<()> {
         self.put(storage, |_| {})
+    }
+
+    /// Makes what was written last durable, if it is not.
+    pub(crate) fn settle(&mut self, storage: &dyn Storage) -> Result<()> {
+        if self.unsynced {
+            sync(storage)?;
+            self.unsynced = false;
+        }
+        Ok(())
     }
 
     /// A sync has completed that began after the last write.

@@ -21,8 +21,9 @@
 //! **The first epoch of a session** follows a header with LogGuid zero: no entry counts. So the empty
 //! entry and the first real one are written together, and made durable with whatever payload the
 //! guest's flush is about; then the header names the epoch. A crash before the header is stable
-//! shows the file as it was before the flush; after it, the entry was durable already. That is why
-//! this first commit needs no separate sync of the payload.
+//! shows the file as it was before the flush; after it, the entry was durable already. The second copy
+//! of the session's header is made durable first, and the payload with it: were that copy torn by the same crash, the
+//! entry would be found by the copy that is left, and used.
 //!
 //! **Later epochs.** Everything that the old epoch's entries say is written in place, then the new
 //! empty entry; one sync makes both stable; then the header names the new epoch. Before the header
@@ -154,6 +155,7 @@ impl LogWriter {
         let (mut epoch, mut bytes) = match self.epoch {
             Some(epoch) => (epoch, Vec::new()),
             None => {
+                self.headers.settle(storage)?;
                 let guid = self.next_guid();
                 let empty = self.encode(guid, 0, &[], sizes)?;
                 (Epoch { guid, next: FIRST_REAL, live: false }, empty)

@@ -28,8 +28,11 @@ use super::check::entries_at_hand;
 
 /// Bytes of zeros that are read in search of such data: what lies behind them is not counted.
 const MOST_READ: u64 = 16 << 30;
-/// So much is not worth a word: what was being placed when a crash came.
-pub(crate) const CRASHES_LEAVE: u64 = 16 * MIB;
+/// So much is not worth a word: what was being placed when a crash came. Or this many blocks, if that is more.
+pub(crate) const CRASHES_LEAVE: u64 = 64 * MIB;
+const CRASHES_LEAVE_BLOCKS: u64 = 4;
+/// Mebibytes that are named and looked at as the originals of copies: a terabyte of a disk.
+const MOST_COMPARED: u64 = 1 << 20;
 /// Mebibytes that are looked for among those that are named; further ones are taken for copies.
 const MOST_SOUGHT: usize = 1 << 20;
 
@@ -50,7 +53,8 @@ impl Named<'_> {
             return Ok(0);
         }
         let (owned, emptied) = self.survey()?;
-        let explained = emptied.saturating_add(CRASHES_LEAVE);
+        let blocks = CRASHES_LEAVE_BLOCKS.saturating_mul(u64::from(geometry.block_size()));
+        let explained = emptied.saturating_add(CRASHES_LEAVE.max(blocks));
         if owned.unowned() <= explained {
             return Ok(0);
         }
@@ -58,9 +62,10 @@ impl Named<'_> {
         if found <= explained {
             return Ok(0);
         }
-        let copies = self.copies(&owned, progress)?;
+        let enough = found.saturating_sub(explained);
+        let copies = self.copies(&owned, enough, progress)?;
         let left = found.saturating_sub(emptied).saturating_sub(copies);
-        Ok(if left > CRASHES_LEAVE { left } else { 0 })
+        Ok(if copies >= enough { 0 } else { left })
     }
 
     /// Everything that has an owner; and how much blocks without a place may have held that say so.
@@ -99,8 +104,9 @@ impl Named<'_> {
         })
     }
 
-    /// Bytes of mebibytes that nothing names and that begin like one that is named.
-    fn copies(&self, owned: &SpaceMap, progress: &mut dyn Progress) -> Result<u64> {
+    /// Bytes of mebibytes that nothing names and that begin like one that is named; no more than `enough` are looked
+    /// for.
+    fn copies(&self, owned: &SpaceMap, enough: u64, progress: &mut dyn Progress) -> Result<u64> {
         let hasher = RandomState::new();
         let (mut sought, mut more, mut many) = (HashMap::<u64, u64>::new(), 0u64, 0usize);
         each_nameless(self.storage, owned, progress, &mut |range| {
@@ -115,14 +121,15 @@ impl Named<'_> {
             }
             Ok(())
         })?;
-        let mut copies = more;
+        let (mut copies, mut compared) = (more, 0u64);
         let block = u64::from(self.rules.geometry.block_size());
         self.walk(&mut |index, raw| {
             let BatSlot::Payload(_) = self.rules.geometry.slot(index) else { return Ok(()) };
             let Some(place) = self.rules.owned(raw) else { return Ok(()) };
             let end = place.saturating_add(block);
             let mut at = place;
-            while at < end {
+            while at < end && copies < enough && compared < MOST_COMPARED {
+                compared = compared.saturating_add(1);
                 let next = at.saturating_add(MIB);
                 if let Some(sector) = first_data(self.storage, at..next)?
                     && let Some(count) = sought.get_mut(&hasher.hash_one(sector))
