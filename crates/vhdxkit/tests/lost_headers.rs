@@ -70,7 +70,8 @@ fn what_was_flushed_outlives_the_header_that_named_its_log() {
             bytes[0x1_0000..0x3_0000].copy_from_slice(&headers);
             bytes[at..at + 4096].fill(0xEE);
         };
-        let damages: [&dyn Fn(&mut [u8]); 5] =
+        type Damage<'a> = &'a dyn Fn(&mut [u8]);
+        let damages: [Damage; 5] =
             [&all_of_it, &zeros, &one_bit_of_its_session, &its_log, &with_all_in_place];
         for (number, damage) in damages.iter().enumerate() {
             let mut lost = bytes.clone();
