@@ -333,6 +333,9 @@ fn leave_stale_bits(disk: &Arc<SimDisk>, below: &Below) {
     let bits = child.sector_bitmap(0).expect("its entry is good").expect("it is there");
     disk.write_at(table, &[0; 8]).expect("room");
     disk.write_at(bits, &[0xFF; 4096]).expect("room");
+    // Nobody changes a table beside the log and leaves there what it was before, for a lost header to bring back.
+    let log = child.headers().log_place().expect("it has a log");
+    disk.write_at(log.offset, &vec![0; log.length as usize]).expect("room");
 }
 
 #[cfg(test)]

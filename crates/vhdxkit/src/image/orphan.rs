@@ -4,11 +4,10 @@
 //! been the newer, and have named a log that holds changes which are not in place. Whatever is logged next would
 //! be written over them. The other copy may also name an epoch that the lost one had gone beyond.
 //!
-//! **Of our own sessions** the entries say to which header they belong (`log/sessions.rs`), and that is the one which
-//! is left: both copies carry the session's FileWriteGuid before anything is logged. So the newest epoch is known. If
-//! replaying it would change something that is in use, it was open, and is taken for named; that is right also where
-//! a crash tore the header before anybody was promised anything, since what an entry needs is durable before it. Where
-//! the lost copy seems to be of yet another session, nothing is certain, and nobody writes.
+//! **Of our own sessions** both copies name the log, from the sync after the first one on. Where the second one had no
+//! time for that, the entries say to which header they belong (`log/sessions.rs`): so the newest epoch is known. If it
+//! is certain that a header has named it, and replaying it would change something that is in use, it was open, and is
+//! taken for named. Where the lost copy seems to be of yet another session, nothing is certain, and nobody writes.
 //!
 //! **Of other writers'** there is only the ring. After a clean close all that the newest session holds is in place,
 //! but for space that was given back since; so where that session is whole, and replaying it would change
@@ -80,9 +79,10 @@ pub(crate) fn find_lost_log(
     Ok((headers, orphan))
 }
 
-/// The newest epoch of the session that the copy which is left belongs to, if that does not name it. One in which
-/// nothing was logged yet does not count: a crash may have come before the header named it, and before what the epoch
-/// before it says was in place.
+/// The newest epoch of the session that the copy which is left belongs to, if that does not name it, and of which it
+/// is certain that a header has named it: only then a session's second entry is written, and the first one of a later
+/// epoch. An entry that nobody has named is what a crash in the first flush leaves; whoever opens the file afterwards
+/// sees it as it was before, and may have used the space of it since.
 fn newest_epoch(
     file: &dyn Storage,
     headers: &HeaderPair,

@@ -30,6 +30,9 @@
 //! is stable the old epoch counts, and its entries are all still there (they start at 0x1000).
 //! Replaying them again changes nothing: they carry what is in place.
 //!
+//! **Both header copies name the epoch**, the second one from the next sync on: so a log is not lost with one of them,
+//! be it years later, for no program that reads it.
+//!
 //! **The LogGuid of an epoch** is made from the session's FileWriteGuid, so that the epoch is found when the header that
 //! names it is lost (`sessions`).
 //!
@@ -182,7 +185,7 @@ impl LogWriter {
     }
 
     /// Writes a header that names the present epoch, whose first entries are stable. It counts after a
-    /// sync.
+    /// sync; then the second copy follows ([`HeaderWriter::put_second`]).
     pub(crate) fn publish(&mut self, storage: &dyn Storage) -> Result<()> {
         let Some(epoch) = &mut self.epoch else { return Ok(()) };
         let guid = epoch.guid;

@@ -251,6 +251,7 @@ impl Writer {
         if !log.is_live() {
             log.publish(storage)?;
             self.sync(log)?;
+            log.headers().put_second(storage)?;
         }
         self.sectors.now_logged(snapshot.images);
         for range in &snapshot.zeroes {
@@ -294,6 +295,7 @@ impl Writer {
         self.sync(log)?;
         log.publish(storage)?;
         self.sync(log)?;
+        log.headers().put_second(storage)?;
         let generation = self.pins.generation();
         let mut state = self.state();
         let held = std::mem::take(&mut state.held);
