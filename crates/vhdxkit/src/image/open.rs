@@ -73,7 +73,7 @@ impl Recovered {
 
 impl Recovered {
     /// Reads headers and log, and replays in the file. The flag tells whether there was anything to
-    /// replay: then the file has this session's FileWriteGuid already.
+    /// replay: then the file has the FileWriteGuid of the one who opened it already.
     fn in_place(
         file: Arc<dyn Storage>,
         guids: &GuidSource,

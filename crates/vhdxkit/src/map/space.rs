@@ -5,7 +5,7 @@
 //! block long gone, or of another file that lived on these sectors. Space counts as zeros only with
 //! a proof that a crash cannot undo:
 //!
-//! * it came into being when we extended the file in this session, or
+//! * it came into being when this writer extended the file, or
 //! * the file system says that it is a hole, and a sync has completed since the hole was punched.
 //!
 //! Whoever stores a block in space without that proof makes the payload durable before the entry

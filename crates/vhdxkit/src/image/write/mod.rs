@@ -69,10 +69,10 @@ pub(crate) struct Writer {
     sectors: Arc<Sectors>,
     pins: Pins,
     guids: GuidSource,
-    /// The FileWriteGuid is this session's already: a replay has changed it.
+    /// The FileWriteGuid is this writer's already: a replay has changed it.
     replayed: bool,
     status: AtomicU8,
-    /// The disk has this session's DataWriteGuid.
+    /// The disk has this writer's DataWriteGuid.
     identified: AtomicBool,
     poison: OnceLock<String>,
     /// Something was written since the last sync began.

@@ -26,7 +26,7 @@
 //! # The order of writes
 //! Each step rests on the ones before being durable; a sync stands between them.
 //!
-//! 1. A header with this session's FileWriteGuid, into the copy that is not current (so a damaged one is the one
+//! 1. A header with the repair's FileWriteGuid, into the copy that is not current (so a damaged one is the one
 //!    that is mended, and never are both undefined). Of two headers that tie, the chosen one thereby counts; a log
 //!    that is discarded is thereby discarded; a new DataWriteGuid, where the guest will see a change, stands
 //!    before that change. A crash leaves the old header or the new one: the file as before, or this step done.
