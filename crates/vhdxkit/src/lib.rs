@@ -66,4 +66,6 @@ pub mod view;
 
 pub use chain::{OpenOptions, ParentPolicy};
 pub use error::{Error, ErrorKind, Holder, Looked, ParentProblem, Result};
-pub use image::{CreateOptions, Cursor, Extent, ExtentState, Extents, Image, ResizeReport, Shrink};
+pub use image::{
+    CreateOptions, Cursor, Extent, ExtentState, Extents, Image, PendingReplay, ResizeReport, Shrink,
+};

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use vhdxkit::OpenOptions;
 use vhdxkit::format::MIB;
 use vhdxkit::log::replay_in_place;
 use vhdxkit::ops::check::check;
 use vhdxkit::ops::repair::{RepairOptions, plan};
 use vhdxkit::storage::{MemoryStorage, Storage};
 use vhdxkit::view::headers::HeaderPair;
+use vhdxkit::{OpenOptions, PendingReplay};
 
 /// A disk whose writer was killed after so many flushes, each of a block of its own or, from the 48th on, of the
 /// same again; and how often each block was written.
@@ -105,9 +105,16 @@ fn what_was_flushed_is_found_without_any_header_that_names_it() {
         bytes[at(left) + 0x30..at(left) + 0x40].fill(0);
         vhdxkit_testkit::reseal_header(&mut bytes, left);
         bytes[at(lost)..at(lost) + 4096].fill(0xEE);
-        let file: Arc<dyn Storage> = Arc::new(MemoryStorage::new(bytes));
+        let file: Arc<dyn Storage> = Arc::new(MemoryStorage::new(bytes.clone()));
         let findings = check(Arc::clone(&file), &mut ()).unwrap();
         assert!(findings.list().iter().any(|found| found.code() == "I-LOGFOUND"), "{flushes}");
+        // Replayed by itself, for another program to open.
+        let replayed: Arc<dyn Storage> = Arc::new(MemoryStorage::new(bytes));
+        let pending = PendingReplay::read(&replayed).unwrap();
+        assert!(pending.was_found());
+        pending.carry_out(&*replayed).unwrap().unwrap();
+        assert!(!HeaderPair::inspect(&*replayed).unwrap().is_dirty());
+        shows(&replayed, &written, false);
         shows(&file, &written, true);
     }
 }

@@ -1,10 +1,12 @@
 //! `vhdx log replay`.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use vhdxkit::log::{PendingReplay, ReplayReport};
+use vhdxkit::PendingReplay;
+use vhdxkit::log::ReplayReport;
 use vhdxkit::storage::{FileStorage, OpenMode, Storage};
 
 use super::Context;
@@ -18,6 +20,7 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
     let named = || format!("cannot replay the log of {path}");
     let file = FileStorage::open(&args.image, OpenMode::ReadWrite).with_context(named)?;
     let length = file.len()?;
+    let file: Arc<dyn Storage> = Arc::new(file);
     let tracking = warn_of_change_tracking(&args.image);
     let pending = PendingReplay::read(&file).with_context(named)?;
     // A damaged entry in the middle of the log is no crash: what comes after it may be had otherwise.
@@ -26,8 +29,9 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
             "{finding}; replay a copy, or take a backup first (--force replays what can be replayed)"
         );
     }
+    let found = pending.was_found();
     begin();
-    let report = pending.carry_out(&file).with_context(named)?;
+    let report = pending.carry_out(&*file).with_context(named)?;
     if context.json {
         let done = report.unwrap_or(ReplayReport {
             bytes_before: length,
@@ -41,6 +45,7 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
             "entries": done.entries,
             "sectors": done.sectors,
             "zeroed": done.zeroed,
+            "log_found": found,
             "change_tracking": tracking,
         }));
     }
@@ -55,6 +60,12 @@ pub(crate) fn run(args: &ReplayArgs, context: Context) -> anyhow::Result<()> {
                 "{path}: {entries} applied ({sectors} of 4 KiB written, {} zeroed)",
                 size(done.zeroed)
             )?;
+            if found {
+                writeln!(
+                    out,
+                    "  the header that named this log was damaged; both copies are written anew"
+                )?;
+            }
             if done.bytes_after != done.bytes_before {
                 writeln!(
                     out,

@@ -10,6 +10,7 @@ mod extents;
 mod layout;
 mod open;
 mod orphan;
+mod pending;
 mod read;
 mod relative;
 mod write;
@@ -39,6 +40,7 @@ pub(crate) use open::{
     DirtyLog, ImageParts, Recovered, open_layer, open_layer_for_writing, read_image_parts,
 };
 pub(crate) use orphan::find_lost_log;
+pub use pending::PendingReplay;
 pub(crate) use relative::{folder_of, paths as parent_paths, paths_from};
 pub(crate) use write::GivenUp;
 use write::Writer;

@@ -370,43 +370,13 @@ impl Log {
 /// Replays the log of the VHDX file in `storage` in place. `None` when there was nothing to do;
 /// then nothing was written.
 ///
+/// It goes by the headers alone: [`PendingReplay`](crate::PendingReplay) looks, too, for a log whose header is lost.
+///
 /// # Errors
 /// As [`Log::read`]; the log is invalid; the file was cut off; somebody else writes the file;
 /// writing fails. After an error the file can still be replayed.
 pub fn replay_in_place(storage: &dyn Storage) -> Result<Option<ReplayReport>> {
-    PendingReplay::read(storage)?.carry_out(storage)
-}
-
-/// What a replay in place has to do, for those who look at it before it is done.
-#[derive(Debug)]
-pub struct PendingReplay {
-    headers: HeaderPair,
-    log: Log,
-}
-
-impl PendingReplay {
-    /// Reads headers and, when there is anything to replay, the log.
-    ///
-    /// # Errors
-    /// As [`Log::read`].
-    pub fn read(storage: &dyn Storage) -> Result<Self> {
-        let headers = HeaderPair::read(storage, &mut Findings::strict())?;
-        let log = Log::read_pending(storage, &headers)?;
-        Ok(Self { headers, log })
-    }
-
-    /// The log; without entries when the file is clean.
-    #[must_use]
-    pub fn log(&self) -> &Log {
-        &self.log
-    }
-
-    /// [`replay_in_place`], into the storage that was read.
-    ///
-    /// # Errors
-    /// As `replay_in_place`.
-    pub fn carry_out(self, storage: &dyn Storage) -> Result<Option<ReplayReport>> {
-        let replayed = self.log.replay_into_file(storage, self.headers, &GuidSource::random())?;
-        Ok(replayed.1)
-    }
+    let headers = HeaderPair::read(storage, &mut Findings::strict())?;
+    let log = Log::read_pending(storage, &headers)?;
+    Ok(log.replay_into_file(storage, headers, &GuidSource::random())?.1)
 }
