@@ -7,8 +7,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use common::{Workdir, vhdx};
-
-const MIB: u64 = 1 << 20;
+use vhdxkit::format::MIB;
+use vhdxkit::{CreateOptions, OpenOptions};
 
 /// A disk with 100 blocks of 1 MiB, all of them different.
 fn disk(dir: &Workdir) -> String {
@@ -63,4 +63,54 @@ fn what_a_table_has_lost_is_told_and_not_given_back() {
         assert_eq!(before.len() as u64 - std::fs::metadata(&image).unwrap().len(), bytes);
         vhdx(&["check", &image]).succeeds();
     }
+}
+
+/// Two blocks are less than a crash leaves, and so "no problem" was said of them. But the log still holds what the
+/// table said, however cleanly the disk was closed since.
+#[test]
+fn two_blocks_are_missed_when_the_log_remembers_them() {
+    let dir = Workdir::new();
+    let (image, raw) = (dir.path("disk.vhdx"), dir.path("disk.raw"));
+    CreateOptions::new(64 * MIB).block_size(1 << 20).create(&image).unwrap();
+    let disk = OpenOptions::new().write(true).open(&image).unwrap();
+    for block in [3, 40] {
+        disk.write_at(block * MIB, &[7; 4096]).unwrap();
+        disk.flush().unwrap();
+    }
+    disk.close().unwrap();
+    drop(disk);
+    vhdx(&["convert", &image, &raw]).succeeds();
+    vhdx(&["check", &image]).succeeds();
+    forget(&image, 0..512);
+    let told = vhdx(&["check", &image]).exits_with(3);
+    assert!(told.contains("W-NAMELESS") && told.contains(&(2 * MIB).to_string()), "{told}");
+    let told = vhdx(&["compact", &image]).fails_with(1);
+    assert!(told.contains("--allow-data-loss"), "{told}");
+    let new = dir.path("new.vhdx");
+    vhdx(&["recover", &image, "--to", &new]).succeeds();
+    vhdx(&["compare", &new, &raw]).succeeds();
+}
+
+/// All that a disk held is trimmed or becomes zeros, and its table is as empty as a damaged one: the log says that it
+/// was cleared.
+#[test]
+fn what_was_given_up_is_not_missed() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    CreateOptions::new(64 * MIB).block_size(1 << 20).create(&image).unwrap();
+    let disk = OpenOptions::new().write(true).open(&image).unwrap();
+    for block in [3, 40, 41] {
+        disk.write_at(block * MIB, &[7; 4096]).unwrap();
+        disk.flush().unwrap();
+    }
+    disk.discard(0..64 * MIB).unwrap();
+    disk.flush().unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    vhdx(&["check", &image]).succeeds();
+    vhdx(&["resize", &image, "2M"]).succeeds();
+    vhdx(&["resize", &image, "64M"]).succeeds();
+    vhdx(&["check", &image]).succeeds();
+    vhdx(&["compact", &image]).succeeds();
+    vhdx(&["check", &image]).succeeds();
 }

@@ -108,6 +108,22 @@ fn a_disk_after_a_long_life_keeps_its_bytes_and_no_block_of_zeros() {
     }
 }
 
+/// A plan was made of the file's own table, which a flush leaves behind the log: blocks just written seemed to be
+/// nobody's.
+#[test]
+fn a_plan_in_the_midst_of_a_session_sees_what_was_written() {
+    let memory = Arc::new(MemoryStorage::default());
+    let file: Arc<dyn Storage> = memory.clone();
+    CreateOptions::new(128 << 20).block_size(1 << 20).create_storage(&*file).unwrap();
+    let image = open(&memory);
+    for block in 0..100u64 {
+        image.write_at(block << 20, &vec![block as u8 + 1; 1 << 20]).unwrap();
+    }
+    let plan = plan(&image, &CompactOptions::default(), &mut ()).unwrap();
+    assert_eq!((plan.nameless, plan.placed.bytes), (0, 100 << 20));
+    drop(image);
+}
+
 /// Nobody can tell the difference, so children must go on to know it.
 #[test]
 fn zeros_that_go_leave_the_identity_alone() {

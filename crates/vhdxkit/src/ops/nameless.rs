@@ -8,6 +8,10 @@
 //! is told, and is not given back without the user's word.
 //!
 //! A child is left out: it shows its parent where it has nothing, and what became of such blocks leaves no sign.
+//!
+//! Where the log's entries are still there, they tell more than that, of a child, too: `remembered`.
+
+mod remembered;
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -48,22 +52,35 @@ impl Named<'_> {
     /// Bytes of mebibytes with data that nothing names, and that only a damaged table explains; 0 where that is
     /// no more than a crash leaves.
     pub(crate) fn unexplained(&self, progress: &mut dyn Progress) -> Result<u64> {
+        let (owned, emptied) = self.survey()?;
+        if owned.unowned() == 0 {
+            return Ok(0);
+        }
+        Ok(self.remembered(&owned)?.max(self.left_over(&owned, emptied, progress)?))
+    }
+
+    /// What is too much for a crash, `emptied` bytes being explained by blocks that say that they have been.
+    fn left_over(
+        &self,
+        owned: &SpaceMap,
+        emptied: u64,
+        progress: &mut dyn Progress,
+    ) -> Result<u64> {
         let geometry = self.rules.geometry;
         if geometry.is_differencing() {
             return Ok(0);
         }
-        let (owned, emptied) = self.survey()?;
         let blocks = CRASHES_LEAVE_BLOCKS.saturating_mul(u64::from(geometry.block_size()));
         let explained = emptied.saturating_add(CRASHES_LEAVE.max(blocks));
         if owned.unowned() <= explained {
             return Ok(0);
         }
-        let found = nameless(self.storage, &owned, progress)?;
+        let found = nameless(self.storage, owned, progress)?;
         if found <= explained {
             return Ok(0);
         }
         let enough = found.saturating_sub(explained);
-        let copies = self.copies(&owned, enough, progress)?;
+        let copies = self.copies(owned, enough, progress)?;
         let left = found.saturating_sub(emptied).saturating_sub(copies);
         Ok(if copies >= enough { 0 } else { left })
     }

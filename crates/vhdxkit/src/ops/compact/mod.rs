@@ -141,9 +141,8 @@ pub fn compact(
     options: CompactOptions,
     observer: &mut dyn Observer,
 ) -> Result<CompactReport> {
-    image.settle()?;
-    let bytes_before = image.storage().length()?;
     let plan = plan(&image, &options, observer)?;
+    let bytes_before = image.storage().length()?;
     if observer.planned(&plan).is_break() {
         return Err(Error::new(Repr::Cancelled));
     }

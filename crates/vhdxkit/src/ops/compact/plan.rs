@@ -164,14 +164,18 @@ impl Plan {
     }
 }
 
-/// Judges what an image could give back, and changes nothing. One that is being written has been flushed. Progress counts bytes of the blocks that are
-/// judged.
+/// Judges what an image could give back, and gives nothing back. Of one that is being written everything is put in
+/// place first. Progress counts bytes of the blocks that are judged.
 ///
 /// # Errors
 /// The image is fixed; it cannot be read; the work was stopped.
 pub fn plan(image: &Image, options: &CompactOptions, progress: &mut dyn Progress) -> Result<Plan> {
     if image.geometry().disk_type() == DiskType::Fixed {
         return Err(super::fixed());
+    }
+    // The table is read from the file.
+    if image.is_writable() {
+        image.settle()?;
     }
     let mut scan = Scan::new(image);
     let (volumes, read) = match options.free_space {
