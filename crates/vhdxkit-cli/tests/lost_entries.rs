@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{Workdir, vhdx};
 use vhdxkit::format::MIB;
-use vhdxkit::{CreateOptions, OpenOptions};
+use vhdxkit::{CreateOptions, OpenOptions, Shrink};
 
 /// A disk with 100 blocks of 1 MiB, all of them different.
 fn disk(dir: &Workdir) -> String {
@@ -81,11 +81,14 @@ fn two_blocks_are_missed_when_the_log_remembers_them() {
     drop(disk);
     vhdx(&["convert", &image, &raw]).succeeds();
     vhdx(&["check", &image]).succeeds();
-    forget(&image, 0..512);
-    let told = vhdx(&["check", &image]).exits_with(3);
-    assert!(told.contains("W-NAMELESS") && told.contains(&(2 * MIB).to_string()), "{told}");
-    let told = vhdx(&["compact", &image]).fails_with(1);
-    assert!(told.contains("--allow-data-loss"), "{told}");
+    // A sector of the drive, and a page of the table.
+    for entries in [0..64, 0..512] {
+        forget(&image, entries);
+        let told = vhdx(&["check", &image]).exits_with(3);
+        assert!(told.contains("W-NAMELESS") && told.contains(&(2 * MIB).to_string()), "{told}");
+        let told = vhdx(&["compact", &image]).fails_with(1);
+        assert!(told.contains("--allow-data-loss"), "{told}");
+    }
     let new = dir.path("new.vhdx");
     vhdx(&["recover", &image, "--to", &new]).succeeds();
     vhdx(&["compare", &new, &raw]).succeeds();
@@ -98,12 +101,15 @@ fn what_was_given_up_is_not_missed() {
     let dir = Workdir::new();
     let image = dir.path("disk.vhdx");
     CreateOptions::new(64 * MIB).block_size(1 << 20).create(&image).unwrap();
-    let disk = OpenOptions::new().write(true).open(&image).unwrap();
+    let mut disk = OpenOptions::new().write(true).open(&image).unwrap();
     for block in [3, 40, 41] {
         disk.write_at(block * MIB, &[7; 4096]).unwrap();
         disk.flush().unwrap();
     }
-    disk.discard(0..64 * MIB).unwrap();
+    disk.discard(0..4 * MIB).unwrap();
+    // What comes back after a cut is empty, and nothing is logged of that.
+    disk.resize(8 * MIB, Shrink::Anything).unwrap();
+    disk.resize(64 * MIB, Shrink::ZerosOnly).unwrap();
     disk.flush().unwrap();
     disk.close().unwrap();
     drop(disk);
@@ -113,4 +119,44 @@ fn what_was_given_up_is_not_missed() {
     vhdx(&["check", &image]).succeeds();
     vhdx(&["compact", &image]).succeeds();
     vhdx(&["check", &image]).succeeds();
+}
+
+/// The session that cut the disk off is overwritten by the one that made it larger again: what older ones have placed
+/// is not missed.
+#[test]
+fn what_was_cut_off_in_an_earlier_session_is_not_missed() {
+    let dir = Workdir::new();
+    let image = dir.path("disk.vhdx");
+    CreateOptions::new(2048 * MIB).block_size(1 << 20).create(&image).unwrap();
+    let disk = OpenOptions::new().write(true).open(&image).unwrap();
+    for block in 0..600 {
+        disk.write_at(block * MIB, &[7; 4096]).unwrap();
+        if block % 8 == 7 {
+            disk.flush().unwrap();
+        }
+    }
+    disk.close().unwrap();
+    drop(disk);
+    vhdx(&["resize", &image, "512M", "--force"]).succeeds();
+    vhdx(&["resize", &image, "2G"]).succeeds();
+    vhdx(&["check", &image]).succeeds();
+}
+
+/// One bit makes the state of a block with contents one without; its offset is the last that is left of it. A repair
+/// asks before it gives that up, and so does what gives space back.
+#[test]
+fn the_last_trace_of_a_block_is_not_given_back() {
+    let dir = Workdir::new();
+    let image = disk(&dir);
+    let mut bytes = std::fs::read(&image).unwrap();
+    let entry = BAT as usize + 5 * 8;
+    assert_eq!(bytes[entry] & 7, 6);
+    bytes[entry] ^= 4;
+    std::fs::write(&image, &bytes).unwrap();
+    let told = vhdx(&["check", &image]).exits_with(3);
+    assert!(told.contains("V32"), "{told}");
+    let told = vhdx(&["compact", &image]).fails_with(1);
+    assert!(told.contains(&MIB.to_string()) && told.contains("--allow-data-loss"), "{told}");
+    assert!(std::fs::read(&image).unwrap() == bytes);
+    vhdx(&["compact", "--allow-data-loss", &image]).succeeds();
 }

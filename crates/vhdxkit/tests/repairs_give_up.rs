@@ -166,3 +166,16 @@ fn a_trace_that_is_given_up_is_told() {
     assert!(step.code == "V32" && step.why.contains("--orphans"), "{step:?}");
     assert_eq!(plan.doubtful_blocks(), std::slice::from_ref(&(5..6)));
 }
+
+/// Damage makes a block's entry that of a trimmed one, with a place behind the end. "Nothing is lost with it" was said,
+/// while its contents lay in the file and the next compaction would have taken them.
+#[test]
+fn a_trimmed_block_behind_the_end_may_be_what_nothing_names() {
+    let image = full();
+    let whole = image.build_vec().len() as u64;
+    let bytes = with(&image, &[(4, (whole + 8 * MIB).next_multiple_of(MIB) | 3)]);
+    let (_, plan) = thought(&bytes, &RepairOptions::default());
+    let [step] = plan.steps() else { panic!("{plan:?}") };
+    assert!(step.code == "V29" && step.why.contains("1 MiB that nothing names"), "{step:?}");
+    assert_eq!(plan.nameless_bytes(), MIB);
+}

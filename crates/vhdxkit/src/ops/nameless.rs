@@ -59,6 +59,39 @@ impl Named<'_> {
         Ok(self.remembered(&owned)?.max(self.left_over(&owned, emptied, progress)?))
     }
 
+    /// The same, and bytes that an entry names which says that its block holds nothing: one wrong bit makes that of
+    /// the entry of a block with contents. A check tells such entries one by one.
+    pub(crate) fn not_to_be_given_up(&self, progress: &mut dyn Progress) -> Result<u64> {
+        let (owned, emptied) = self.survey()?;
+        if owned.unowned() == 0 {
+            return Ok(0);
+        }
+        let traces = self.traces(&owned)?;
+        let found = traces.max(self.remembered(&owned)?);
+        Ok(found.max(self.left_over(&owned, emptied, progress)?))
+    }
+
+    fn traces(&self, owned: &SpaceMap) -> Result<u64> {
+        let geometry = self.rules.geometry;
+        let (mut bytes, block) = (0u64, u64::from(geometry.block_size()));
+        self.walk(&mut |index, raw| {
+            let (place, BatSlot::Payload(_)) = (raw.file_offset(), geometry.slot(index)) else {
+                return Ok(());
+            };
+            let end = place.saturating_add(block).min(self.rules.file_size);
+            if place != 0
+                && place < end
+                && self.rules.owned(raw).is_none()
+                && !owned.owns_any(place, block)
+                && holds_data(self.storage, place..end)?
+            {
+                bytes = bytes.saturating_add(block);
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// What is too much for a crash, `emptied` bytes being explained by blocks that say that they have been.
     fn left_over(
         &self,

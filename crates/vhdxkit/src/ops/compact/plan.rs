@@ -188,7 +188,8 @@ pub fn plan(image: &Image, options: &CompactOptions, progress: &mut dyn Progress
     survey.judge_bitmaps()?;
     let storage = &**image.storage();
     let (log, regions, rules) = (image.headers().log_place(), image.regions(), image.entry_rules());
-    survey.plan.nameless = Named { storage, log, regions, rules }.unexplained(progress)?;
+    let named = Named { storage, log, regions, rules };
+    survey.plan.nameless = named.not_to_be_given_up(progress)?;
     survey.finish(read.saturating_add(scan.bytes_read()))
 }
 

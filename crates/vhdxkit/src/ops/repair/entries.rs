@@ -19,8 +19,8 @@ use crate::view::headers::LogPlace;
 
 use super::draft::Pages;
 use super::report::{
-    BEHIND_THE_END, BEHIND_THE_END_GIVEN_UP, NO_PLACE, NO_PLACE_GIVEN_UP, ORPHANS, Report, hex,
-    mebibytes,
+    BEHIND_THE_END, BEHIND_THE_END_GIVEN_UP, NO_PLACE, NO_PLACE_GIVEN_UP, ORPHANS, Report,
+    TRIMMED_OUTSIDE, hex, mebibytes,
 };
 use super::shifted::Unshifted;
 use super::traces::Traces;
@@ -216,7 +216,7 @@ impl<'a> Entries<'a> {
         let end = place.saturating_add(self.rules.geometry.used_bytes(block));
         if end > self.data_end {
             let what = format!("block {block} (BAT entry at {}): drop its place", hex(at));
-            self.report.step_of("V29", what, "the block was trimmed, so nothing is lost with it");
+            self.report.step_of("V29", what, TRIMMED_OUTSIDE);
             return false;
         }
         if self.space.claim(place, length).is_some() {

@@ -197,6 +197,8 @@ pub(super) const NO_PLACE_GIVEN_UP: &str =
 pub(super) const BEHIND_THE_END: &str =
     "the file ends before the place that the entry names: it was cut off, or was never whole";
 pub(super) const BEHIND_THE_END_GIVEN_UP: &str = "the file ends before the place that the entry names; you allowed that it reads as zeros from now on";
+pub(super) const TRIMMED_OUTSIDE: &str = "the block says that it was trimmed, and then nothing is lost with it; its \
+                                          place lies behind the end of the file";
 pub(super) const OVERWRITTEN: &str = "this page of the block table was overwritten, and nobody can tell what the entry \
                                       said, or where the contents are; with the word the entry is taken for what it \
                                       happens to say";
@@ -204,11 +206,12 @@ pub(super) const OVERWRITTEN_GIVEN_UP: &str = "what the entry said was overwritt
                                                more; you allowed that they are given up";
 
 /// What is said of contents that may be anywhere in the file.
-const MISSED: [&str; 6] = [
+const MISSED: [&str; 7] = [
     NO_PLACE,
     NO_PLACE_GIVEN_UP,
     BEHIND_THE_END,
     BEHIND_THE_END_GIVEN_UP,
+    TRIMMED_OUTSIDE,
     OVERWRITTEN,
     OVERWRITTEN_GIVEN_UP,
 ];
