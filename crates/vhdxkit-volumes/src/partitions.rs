@@ -7,12 +7,15 @@
 
 mod gpt;
 mod mbr;
+mod remains;
 
 use std::fmt;
 use std::io::Result;
 use std::ops::Range;
 
 use uuid::Uuid;
+
+pub(crate) use remains::remains;
 
 use crate::Disk;
 

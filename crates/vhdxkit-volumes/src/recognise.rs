@@ -49,6 +49,11 @@ pub(crate) fn signatures(disk: &dyn Disk, range: Range<u64>) -> Result<Vec<&'sta
     Ok(found.map(|signature| signature.name).collect())
 }
 
+/// Whether a file system of this name begins with a sector that has a loader where an MBR has its entries.
+pub(crate) fn has_boot_sector(name: &str) -> bool {
+    ["NTFS", "exFAT", "FAT"].contains(&name)
+}
+
 /// What recognises a file system.
 struct Signature {
     name: &'static str,

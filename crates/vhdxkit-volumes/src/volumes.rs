@@ -3,7 +3,8 @@
 //! # Who is believed
 //! A file system's free bytes are only as good as the word that it is the one in that place. So nothing is
 //! believed where two claim the same bytes: partitions that overlap others, or a disk that has both a
-//! partition table with entries and a file system of its own, or two partition tables that disagree; in
+//! partition table with entries and a file system of its own, or two partition tables that disagree; on a disk with
+//! a partition table, or a trace of one, by which no partition is found; in
 //! a partition of a type that may hold a piece of something larger; and on a disk one of whose volumes is not at
 //! rest: its system may sleep, and have all of them in use. Bytes that belong to no partition are never
 //! free: boot loaders live there.
@@ -12,7 +13,8 @@ use std::io;
 use std::ops::Range;
 
 use crate::free::MOST_RANGES;
-use crate::partitions::tables_disagree;
+use crate::partitions::{remains, tables_disagree};
+use crate::recognise::has_boot_sector;
 use crate::{Disk, FreeMap, Partition, Survey, Trouble, Window};
 use crate::{members, partitions, recognise, survey};
 
@@ -55,7 +57,7 @@ impl Volume {
 }
 
 /// Everything on a disk. Partitions that only hold others are left out. A disk without partitions is one
-/// volume.
+/// volume; one whose partition table is lost is one of which nothing is known.
 ///
 /// # Errors
 /// The disk cannot be read. What cannot be read *within* a volume is that volume's trouble.
@@ -64,7 +66,10 @@ pub fn volumes(disk: &dyn Disk) -> io::Result<Vec<Volume>> {
     let parts = partitions(disk)?;
     let bare = recognise(disk, whole.clone())?.map(|found| found.name);
     if parts.is_empty() {
-        let space = survey(disk, whole.clone());
+        let space = match remains(disk, bare.is_some_and(has_boot_sector))? {
+            Some(trace) => Err(Trouble::NotKnown(lost(trace, bare))),
+            None => survey(disk, whole.clone()),
+        };
         return Ok(vec![Volume { partition: None, range: whole, recognised: bare, space }]);
     }
     let owner = members::owner(&Window::new(disk, whole)).map_err(io::Error::other)?.or(bare);
@@ -91,6 +96,12 @@ pub fn volumes(disk: &dyn Disk) -> io::Result<Vec<Volume>> {
     }
     keep_sleepers(&mut found);
     Ok(found)
+}
+
+/// Why the whole disk is not believed where a partition table stands by which no partition is found.
+fn lost(trace: &str, bare: Option<&str>) -> String {
+    let older = bare.map_or_else(String::new, |bare| format!("; the signs of {bare} may be older"));
+    format!("{trace}, but no partition can be found by it{older}")
 }
 
 /// Surveys a partition, if nothing speaks against it.

@@ -49,7 +49,7 @@ pub(super) fn first_is_intact(disk: &dyn Disk, sector: u64) -> Result<bool> {
     Ok(copy.intact && header.is_some_and(|header| u64_at(&header, 24) == 1))
 }
 
-fn has_signature(header: &[u8]) -> bool {
+pub(super) fn has_signature(header: &[u8]) -> bool {
     header.starts_with(b"EFI PART")
 }
 

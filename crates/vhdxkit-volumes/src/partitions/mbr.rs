@@ -18,6 +18,9 @@ pub(super) fn is_extended(kind: u8) -> bool {
     matches!(kind, 0x05 | 0x0F | 0x85)
 }
 
+/// Where a table's four entries stand in its sector.
+const SLOTS: std::ops::Range<usize> = 446..510;
+
 /// Four entries.
 pub(super) struct Table([Slot; 4]);
 
@@ -38,7 +41,7 @@ impl Table {
             return Ok(None);
         }
         let mut slots = [Slot::default(); 4];
-        let raw = sector.get(446..510).unwrap_or_default().chunks_exact(16);
+        let raw = sector.get(SLOTS).unwrap_or_default().chunks_exact(16);
         for (slot, entry) in slots.iter_mut().zip(raw) {
             let active = entry.first().copied().unwrap_or_default();
             if !matches!(active, 0 | 0x80) {
@@ -71,6 +74,14 @@ impl Slot {
             name: String::new(),
         })
     }
+}
+
+/// Whether anything stands where the first sector has a table's entries, be it a table that can be read or not: a flag or
+/// the signature may be what was damaged.
+pub(super) fn has_entries(disk: &dyn Disk) -> Result<bool> {
+    let sector = bytes::<512>(disk, 0)?;
+    let slots = sector.as_ref().and_then(|sector| sector.get(SLOTS)).unwrap_or_default();
+    Ok(slots.iter().any(|byte| *byte != 0))
 }
 
 pub(super) fn entries(disk: &dyn Disk, sector: u64, table: &Table) -> Result<Vec<Entry>> {
