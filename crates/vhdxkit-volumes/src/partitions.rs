@@ -212,6 +212,18 @@ pub(crate) fn tables_disagree(disk: &dyn Disk) -> Result<bool> {
     Ok(own.any(|own| !known.iter().any(|gpt| (gpt.start, gpt.end) == (own.start, own.end))))
 }
 
+/// Where the tables themselves stand. A partition that reaches over one may call it free.
+pub(crate) fn tables(disk: &dyn Disk) -> Result<Vec<Range<u64>>> {
+    let sector = u64::from(disk.sector_size());
+    let Some(table) = mbr::Table::read(disk, 0)? else { return Ok(Vec::new()) };
+    let mut places = match table.is_protective() {
+        true => gpt::places(disk, sector)?,
+        false => mbr::places(disk, sector, &table)?,
+    };
+    places.push(0..sector);
+    Ok(places)
+}
+
 /// Reads bytes of the disk; `None` when some of them lie behind its end.
 fn bytes<const LENGTH: usize>(disk: &dyn Disk, at: u64) -> Result<Option<[u8; LENGTH]>> {
     let mut buf = [0; LENGTH];

@@ -2,18 +2,18 @@
 //!
 //! # Who is believed
 //! A file system's free bytes are only as good as the word that it is the one in that place. So nothing is
-//! believed where two claim the same bytes: partitions that overlap others, or a disk that has both a
-//! partition table with entries and a file system of its own, or two partition tables that disagree; on a disk with
-//! a partition table, or a trace of one, by which no partition is found; in
-//! a partition of a type that may hold a piece of something larger; and on a disk one of whose volumes is not at
-//! rest: its system may sleep, and have all of them in use. Bytes that belong to no partition are never
-//! free: boot loaders live there.
+//! believed where two claim the same bytes: partitions that overlap others, or the tables that name them; a disk
+//! that has both a partition table with entries and a file system of its own, or two partition tables that
+//! disagree; nor on a disk with a partition table, or a trace of one, by which no partition is found; in a
+//! partition of a type that may hold a piece of something larger; and on a disk one of whose volumes is not at
+//! rest: its system may sleep, and have all of them in use. Bytes that belong to no partition are never free: boot
+//! loaders live there.
 
 use std::io;
 use std::ops::Range;
 
 use crate::free::MOST_RANGES;
-use crate::partitions::{remains, tables_disagree};
+use crate::partitions::{remains, tables, tables_disagree};
 use crate::recognise::has_boot_sector;
 use crate::{Disk, FreeMap, Partition, Survey, Trouble, Window};
 use crate::{members, partitions, recognise, survey};
@@ -82,17 +82,17 @@ pub fn volumes(disk: &dyn Disk) -> io::Result<Vec<Volume>> {
         }
         None => None,
     };
-    let inner: Vec<&Partition> = parts.iter().filter(|part| !part.kind.is_container()).collect();
+    let layout = Layout { parts: &parts, tables: tables(disk)? };
     let mut room = MOST_RANGES;
     let mut found = Vec::new();
-    for part in &inner {
+    for part in parts.iter().filter(|part| !part.kind.is_container()) {
         let recognised = recognise(disk, part.range.clone())?.map(|found| found.name);
         let space = match &doubt {
             Some(doubt) => Err(Trouble::NotKnown(doubt.clone())),
-            None => survey_of(disk, part, &inner, &mut room),
+            None => survey_of(disk, part, &layout, &mut room),
         };
         let range = part.range.clone();
-        found.push(Volume { partition: Some((*part).clone()), range, recognised, space });
+        found.push(Volume { partition: Some(part.clone()), range, recognised, space });
     }
     keep_sleepers(&mut found);
     Ok(found)
@@ -104,18 +104,40 @@ fn lost(trace: &str, bare: Option<&str>) -> String {
     format!("{trace}, but no partition can be found by it{older}")
 }
 
+/// What partitions there are, and where the tables stand that name them.
+struct Layout<'a> {
+    parts: &'a [Partition],
+    tables: Vec<Range<u64>>,
+}
+
+impl Layout<'_> {
+    /// Who else claims bytes of this partition: another one, or a table. An extended partition counts too: its tables
+    /// stand between the logical ones.
+    fn also_claimed(&self, part: &Partition) -> Option<String> {
+        // Logical partitions are those of the first extended one, and lie in it.
+        let around = self.parts.iter().find(|other| part.number > 4 && other.kind.is_container());
+        let may_share = |other: &Partition| {
+            other.number == part.number || around.is_some_and(|own| own.number == other.number)
+        };
+        let mut others = self.parts.iter().filter(|other| !may_share(other));
+        if let Some(other) = others.find(|other| overlap(&other.range, &part.range)) {
+            return Some(format!("partitions {} and {} overlap", part.number, other.number));
+        }
+        let table = self.tables.iter().find(|table| overlap(table, &part.range))?;
+        let (number, start) = (part.number, table.start);
+        Some(format!("partition {number} reaches over the partition table at {start}"))
+    }
+}
+
 /// Surveys a partition, if nothing speaks against it.
 fn survey_of(
     disk: &dyn Disk,
     part: &Partition,
-    all: &[&Partition],
+    layout: &Layout<'_>,
     room: &mut usize,
 ) -> Result<Survey, Trouble> {
-    if let Some(other) =
-        all.iter().find(|other| other.number != part.number && overlap(other, part))
-    {
-        let (one, other) = (part.number, other.number);
-        return Err(Trouble::Damaged(format!("partitions {one} and {other} overlap")));
+    if let Some(claim) = layout.also_claimed(part) {
+        return Err(Trouble::Damaged(claim));
     }
     if !part.kind.holds_a_file_system() {
         let kind = part.kind;
@@ -166,8 +188,8 @@ fn keep_sleepers(volumes: &mut [Volume]) {
     }
 }
 
-fn overlap(one: &Partition, other: &Partition) -> bool {
-    one.range.start < other.range.end && other.range.start < one.range.end
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 #[cfg(test)]

@@ -166,3 +166,141 @@ fn a_file_system_on_a_disk_that_never_had_a_table_is_surveyed() {
         assert!(free(&found) > 0, "{make}: {:?}", found.space);
     }
 }
+
+/// Entries of the table in the sector at `at`: type, start, sectors.
+fn table(disk: &mut [u8], at: usize, entries: &[(u8, u32, u32)]) {
+    put(disk, at + 510, &[0x55, 0xAA]);
+    for (slot, (kind, start, sectors)) in entries.iter().enumerate() {
+        let entry = at + 446 + slot * 16;
+        put(disk, entry + 4, &[*kind]);
+        put(disk, entry + 8, &start.to_le_bytes());
+        put(disk, entry + 12, &sectors.to_le_bytes());
+    }
+}
+
+/// Which partitions are refused because somebody else claims their bytes.
+fn contested(disk: &dyn Disk) -> Vec<u32> {
+    let found = volumes(disk).unwrap();
+    let refused = found.iter().filter(|volume| matches!(volume.space, Err(Trouble::Damaged(_))));
+    refused.map(|volume| volume.partition.as_ref().unwrap().number).collect()
+}
+
+/// The tables of logical partitions stand in no partition but the extended one. Whoever else has their bytes calls
+/// them free, and the logical partitions are gone.
+#[test]
+fn what_reaches_over_the_tables_of_logical_partitions_is_not_believed() {
+    let mut disk = vec![0; 16 * MIB];
+    let kib = |kib: u32| kib * 2;
+    // Swap space in every partition, so that each of them would have something to give.
+    for start in [1, 5, 7, 9] {
+        put(&mut disk, start * MIB, &swap()[..MIB]);
+        put(&mut disk, start * MIB + 0x404, &255u32.to_le_bytes());
+    }
+    let primary = (0x82, kib(1024), kib(1024));
+    table(&mut disk, 0, &[primary, (5, kib(4096), kib(4096))]);
+    table(&mut disk, 4 * MIB, &[(0x82, kib(1024), kib(1024)), (5, kib(2048), kib(2048))]);
+    table(&mut disk, 6 * MIB, &[(0x82, kib(1024), kib(1024))]);
+    assert_eq!(contested(&disk), [0u32; 0]);
+    assert_eq!(volumes(&disk).unwrap().len(), 3, "the extended partition is no volume");
+
+    // The primary one reaches into the extended one, in whichever order they stand in the table.
+    let mut into = disk.clone();
+    table(&mut into, 0, &[(0x82, kib(1024), kib(3073))]);
+    assert_eq!(contested(&into), [1]);
+    table(&mut into, 0, &[(5, kib(4096), kib(4096)), (0x82, kib(1024), kib(3073))]);
+    assert_eq!(contested(&into), [2]);
+    // Or lies in a gap of it, where no table stands yet.
+    table(&mut into, 0, &[(5, kib(4096), kib(8192)), (0x82, kib(9216), kib(1024))]);
+    assert_eq!(contested(&into), [2]);
+    // A logical one over the next table, and over its own.
+    let mut over = disk.clone();
+    table(&mut over, 4 * MIB, &[(0x82, kib(1024), kib(1025))]);
+    assert_eq!(contested(&over), [5]);
+    let mut over = disk.clone();
+    table(&mut over, 6 * MIB, &[(0x82, 0, kib(1024))]);
+    assert_eq!(contested(&over), [6]);
+    // A table outside the extended partition, in the free space of a primary one.
+    let mut outside = disk.clone();
+    table(&mut outside, 0, &[primary, (5, kib(4096), kib(4096)), (0x82, kib(9216), kib(1024))]);
+    assert_eq!(contested(&outside), [0u32; 0]);
+    table(&mut outside, 4 * MIB, &[(0x82, kib(1024), kib(1024)), (5, kib(5632), kib(2048))]);
+    table(&mut outside, 4 * MIB + 5632 * 1024, &[(0x82, kib(1024), kib(512))]);
+    assert_eq!(contested(&outside), [3]);
+    // A logical one in a second extended partition, whose tables nobody reads.
+    let mut second = disk;
+    table(&mut second, 0, &[primary, (5, kib(4096), kib(2048)), (5, kib(6144), kib(2048))]);
+    assert_eq!(contested(&second), [6]);
+}
+
+/// The second copy of a GPT may be the only one that is left.
+#[test]
+fn what_reaches_over_a_copy_of_a_gpt_is_not_believed() {
+    let sectors = 16 * MIB / 512;
+    let mut disk = vec![0; 16 * MIB];
+    for start in [1, 8] {
+        put(&mut disk, start * MIB, &swap()[..4 * MIB]);
+    }
+    table(&mut disk, 0, &[(0xEE, 1, u32::MAX)]);
+    let linux_swap = 0x0657_FD6D_A4AB_43C4_84E5_0933_C84B_4F4F_u128.to_be_bytes();
+    let gpt = |disk: &mut [u8], last: u64| {
+        for (header, entries) in [(1, 2), (sectors - 1, sectors - 33)] {
+            put(disk, header * 512, b"EFI PART");
+            put(disk, header * 512 + 72, &(entries as u64).to_le_bytes());
+            put(disk, header * 512 + 80, &[128, 0, 0, 0, 128, 0, 0, 0]);
+            for (number, (start, end)) in [(2048u64, 10239u64), (16384, last)].iter().enumerate() {
+                let mut entry = linux_swap;
+                entry[..4].reverse();
+                entry[4..6].reverse();
+                entry[6..8].reverse();
+                put(disk, entries * 512 + number * 128, &entry);
+                put(disk, entries * 512 + number * 128 + 32, &start.to_le_bytes());
+                put(disk, entries * 512 + number * 128 + 40, &end.to_le_bytes());
+            }
+        }
+    };
+    let sectors = sectors as u64;
+    gpt(&mut disk, sectors - 34);
+    assert_eq!(contested(&disk), [0u32; 0]);
+    assert!(volumes(&disk).unwrap().iter().all(|volume| free(volume) > 0));
+    for last in [sectors - 33, sectors - 1] {
+        gpt(&mut disk, last);
+        assert_eq!(contested(&disk), [2]);
+        let mut second = disk.clone();
+        put(&mut second, 512, &[0; 512]);
+        assert_eq!(contested(&second), [2]);
+    }
+}
+
+/// An extended partition that begins within the one before it. Its first table lies where that has free space.
+#[test]
+fn an_ext4_over_the_table_of_a_logical_partition_gives_nothing_away() {
+    if !have("mkfs.ext4") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    File::create(&path).unwrap().set_len(256 << 20).unwrap();
+    for (start, length) in [(1, 80), (120, 64)] {
+        let offset = start << 20;
+        sh(&format!("mkfs.ext4 -q -F -E offset={offset} {} {length}M", path.display()));
+    }
+    let disk = File::options().write(true).open(&path).unwrap();
+    let sectors = |mib: u32| mib * 2048;
+    let write = |at: u64, entries: &[(u8, u32, u32)]| {
+        let mut sector = vec![0; 512];
+        table(&mut sector, 0, entries);
+        disk.write_all_at(&sector, at).unwrap();
+    };
+    write(0, &[(0x83, sectors(1), sectors(80)), (5, sectors(100), sectors(140))]);
+    write(100 << 20, &[(0x83, sectors(20), sectors(64))]);
+    let apart = volumes(&FileDisk::open(&path)).unwrap();
+    assert!(apart.len() == 2 && apart.iter().all(|volume| free(volume) > 0), "{apart:?}");
+
+    write(0, &[(0x83, sectors(1), sectors(80)), (5, sectors(60), sectors(180))]);
+    write(60 << 20, &[(0x83, sectors(60), sectors(64))]);
+    let over = volumes(&FileDisk::open(&path)).unwrap();
+    assert_eq!(over.len(), 2);
+    assert_eq!(free(&over[0]), 0, "{:?}", over[0].kept_because());
+    let why = over[0].kept_because().unwrap();
+    assert!(why.contains("partitions 1 and 2 overlap"), "{why}");
+}

@@ -4,6 +4,7 @@
 //! a table that another tool wrote carelessly is better than no table to whoever wants files back.
 
 use std::io::Result;
+use std::ops::Range;
 
 use uuid::Uuid;
 
@@ -20,6 +21,8 @@ const HEADER_SIZES: std::ops::RangeInclusive<usize> = 92..=512;
 
 /// One copy of the table.
 struct Copy {
+    /// Of its header and of its entries.
+    places: [Range<u64>; 2],
     entries: Vec<u8>,
     entry_size: usize,
     /// Its checksums hold.
@@ -27,12 +30,8 @@ struct Copy {
 }
 
 pub(super) fn entries(disk: &dyn Disk, sector: u64) -> Result<Vec<Entry>> {
-    let last = disk.size().checked_div(sector).unwrap_or(0).saturating_sub(1);
-    let first = bytes::<512>(disk, sector)?.filter(|header| has_signature(header));
-    // A disk that has grown since has its second copy where the first one says, not at its end.
-    let named = first.map_or(last, |header| u64_at(&header, 32));
     let mut best: Option<Copy> = None;
-    for at in [1, last, named] {
+    for at in headers(disk, sector)? {
         let Some(copy) = read(disk, sector, at)? else { continue };
         if copy.intact {
             return Ok(in_use(&copy, sector));
@@ -40,6 +39,23 @@ pub(super) fn entries(disk: &dyn Disk, sector: u64) -> Result<Vec<Entry>> {
         best = best.or(Some(copy));
     }
     Ok(best.map(|copy| in_use(&copy, sector)).unwrap_or_default())
+}
+
+/// Where the copies stand, headers and entries.
+pub(super) fn places(disk: &dyn Disk, sector: u64) -> Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    for at in headers(disk, sector)? {
+        found.extend(read(disk, sector, at)?.into_iter().flat_map(|copy| copy.places));
+    }
+    Ok(found)
+}
+
+/// The sectors where a header may stand.
+fn headers(disk: &dyn Disk, sector: u64) -> Result<[u64; 3]> {
+    let last = disk.size().checked_div(sector).unwrap_or(0).saturating_sub(1);
+    let first = bytes::<512>(disk, sector)?.filter(|header| has_signature(header));
+    // A disk that has grown since has its second copy where the first one says, not at its end.
+    Ok([1, last, first.map_or(last, |header| u64_at(&header, 32))])
 }
 
 /// Whether the copy at the start of the disk is whole, and says that it lies there.
@@ -55,7 +71,8 @@ pub(super) fn has_signature(header: &[u8]) -> bool {
 
 /// The copy whose header is the sector `at`; `None` when there is nothing of the kind.
 fn read(disk: &dyn Disk, sector: u64, at: u64) -> Result<Option<Copy>> {
-    let header = bytes::<512>(disk, at.saturating_mul(sector))?;
+    let place = at.saturating_mul(sector);
+    let header = bytes::<512>(disk, place)?;
     let Some(header) = header.filter(|header| has_signature(header)) else { return Ok(None) };
     let count = u64::from(u32_at(&header, 80));
     let entry_size = u64::from(u32_at(&header, 84));
@@ -72,7 +89,9 @@ fn read(disk: &dyn Disk, sector: u64, at: u64) -> Result<Option<Copy>> {
     }
     let intact =
         length == wanted && header_is_intact(&header) && crc32(&entries) == u32_at(&header, 88);
-    Ok(Some(Copy { entries, entry_size: usize::try_from(entry_size).unwrap_or(128), intact }))
+    let places = [place..place.saturating_add(sector), start..start.saturating_add(length)];
+    let entry_size = usize::try_from(entry_size).unwrap_or(128);
+    Ok(Some(Copy { places, entries, entry_size, intact }))
 }
 
 /// The checksum is that of a header in whose place for it are zeros.

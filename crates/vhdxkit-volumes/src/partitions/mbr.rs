@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::io::Result;
+use std::ops::Range;
 
 use super::{Entry, PartitionType, bytes};
 use crate::Disk;
@@ -19,7 +20,7 @@ pub(super) fn is_extended(kind: u8) -> bool {
 }
 
 /// Where a table's four entries stand in its sector.
-const SLOTS: std::ops::Range<usize> = 446..510;
+const SLOTS: Range<usize> = 446..510;
 
 /// Four entries.
 pub(super) struct Table([Slot; 4]);
@@ -60,6 +61,12 @@ impl Table {
     pub(super) fn is_protective(&self) -> bool {
         self.0.iter().any(|slot| slot.kind == 0xEE)
     }
+
+    /// The first sector of the extended partition, which is the first of the kind, as Linux has it.
+    fn extended(&self) -> Option<u64> {
+        let found = self.0.iter().find(|slot| is_extended(slot.kind) && slot.sectors != 0);
+        found.map(|slot| slot.start)
+    }
 }
 
 impl Slot {
@@ -88,21 +95,24 @@ pub(super) fn entries(disk: &dyn Disk, sector: u64, table: &Table) -> Result<Vec
     let slots = (1..).zip(&table.0);
     let mut found: Vec<Entry> =
         slots.filter_map(|(number, slot)| slot.entry(number, 0, sector)).collect();
-    let extended = table.0.iter().find(|slot| is_extended(slot.kind) && slot.sectors != 0);
-    if let Some(extended) = extended {
-        logical(disk, sector, extended.start, &mut found)?;
+    if let Some(first) = table.extended() {
+        logical(disk, sector, first, &mut found)?;
     }
     Ok(found)
 }
 
-/// Follows the chain of an extended partition that begins at sector `first`: each table has a partition,
-/// counted from the table's own place, and a link, counted from `first`.
+/// The sectors of the tables in the extended partition's chain: each holds the only word of where the next one is.
+pub(super) fn places(disk: &dyn Disk, sector: u64, table: &Table) -> Result<Vec<Range<u64>>> {
+    let Some(first) = table.extended() else { return Ok(Vec::new()) };
+    let starts = chain(disk, sector, first)?.into_iter().map(|(at, _)| at.saturating_mul(sector));
+    Ok(starts.map(|start| start..start.saturating_add(sector)).collect())
+}
+
+/// The partitions of the chain of an extended partition that begins at sector `first`, each counted from its table's
+/// own place.
 fn logical(disk: &dyn Disk, sector: u64, first: u64, found: &mut Vec<Entry>) -> Result<()> {
-    let mut seen = HashSet::new();
-    let mut at = first;
     let mut number = 5;
-    while seen.len() < MOST_LOGICAL && seen.insert(at) {
-        let Some(table) = Table::read(disk, at.saturating_mul(sector))? else { break };
+    for (at, table) in chain(disk, sector, first)? {
         let [one, two, ..] = table.0;
         for slot in [one, two] {
             if is_extended(slot.kind) {
@@ -113,10 +123,24 @@ fn logical(disk: &dyn Disk, sector: u64, first: u64, found: &mut Vec<Entry>) -> 
                 number = number.saturating_add(1);
             }
         }
+    }
+    Ok(())
+}
+
+/// The tables of such a chain, and the sectors where they stand: each has a partition and a link, which counts from
+/// `first`, and may point anywhere.
+fn chain(disk: &dyn Disk, sector: u64, first: u64) -> Result<Vec<(u64, Table)>> {
+    let mut seen = HashSet::new();
+    let mut tables = Vec::new();
+    let mut at = first;
+    while tables.len() < MOST_LOGICAL && seen.insert(at) {
+        let Some(table) = Table::read(disk, at.saturating_mul(sector))? else { break };
+        let [one, two, ..] = table.0;
+        tables.push((at, table));
         match [one, two].into_iter().find(|slot| is_extended(slot.kind) && slot.sectors != 0) {
             Some(link) => at = first.saturating_add(link.start),
             None => break,
         }
     }
-    Ok(())
+    Ok(tables)
 }
