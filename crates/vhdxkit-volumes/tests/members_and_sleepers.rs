@@ -142,3 +142,73 @@ fn beside_a_mounted_file_system_swap_and_btrfs_are_not_believed() {
     ));
     nothing_is_given(&folder.path().join("saved.saved"));
 }
+
+/// Windows sleeps on an NTFS from which nothing can be had in any case: for its shadow copies, or since its MFT
+/// is not the one of its mirror. The btrfs beside it, which Windows may have mounted too, must not be believed for all that.
+#[test]
+fn a_windows_that_sleeps_is_seen_through_whatever_else_is_wrong_with_its_volume() {
+    if !["mkfs.ntfs", "ntfscp", "mkfs.btrfs"].into_iter().all(have) {
+        return;
+    }
+    let (folder, path) = raw("windows", 400 << 20);
+    let ntfs = folder.path().join("ntfs");
+    let memory = folder.path().join("hiberfil.sys");
+    fs::write(&memory, [&b"hibr"[..], &[1; 100_000]].concat()).unwrap();
+    let mut table = [0u8; 66];
+    for (slot, (kind, start, count)) in [(7, 1u32, 64u32), (0x83, 100, 300)].iter().enumerate() {
+        table[slot * 16 + 4] = *kind;
+        table[slot * 16 + 8..][..4].copy_from_slice(&(start * 2048).to_le_bytes());
+        table[slot * 16 + 12..][..4].copy_from_slice(&(count * 2048).to_le_bytes());
+    }
+    table[64..].copy_from_slice(&[0x55, 0xAA]);
+    let btrfs = folder.path().join("btrfs");
+    File::create(&btrfs).unwrap().set_len(300 << 20).unwrap();
+    sh(&format!("mkfs.btrfs -q -f {}", btrfs.display()));
+    put(&path, 446, &table);
+    put(&path, 100 << 20, &fs::read(&btrfs).unwrap());
+
+    let shadow = 0x52C7_6C6E_0404_AEB7_4E48_C176_3808_876B_u128.to_le_bytes();
+    let shadow_copies = |volume: &mut Vec<u8>| {
+        volume[0x1E00..0x1E10].copy_from_slice(&shadow);
+        volume[0x1E31] = 0x40;
+    };
+    // mkntfs has put the mirror in the middle.
+    let other_mirror = |volume: &mut Vec<u8>| {
+        let cluster = u64::from_le_bytes(volume[0x38..0x40].try_into().unwrap());
+        let at = usize::try_from(cluster).unwrap() * 4096;
+        volume[at + 0x12] ^= 1;
+    };
+    let alone = |_: &mut Vec<u8>| {};
+    let wrongs: [(&str, &dyn Fn(&mut Vec<u8>)); 3] =
+        [("", &alone), ("shadow copies", &shadow_copies), ("MFT", &other_mirror)];
+    for (what, wrong) in wrongs {
+        for asleep in [false, true] {
+            File::create(&ntfs).unwrap().set_len(64 << 20).unwrap();
+            sh(&format!("mkfs.ntfs -F -q -f -c 4096 {} >/dev/null 2>&1", ntfs.display()));
+            if asleep {
+                sh(&format!("ntfscp -q {} {} hiberfil.sys", ntfs.display(), memory.display()));
+            }
+            let mut volume = fs::read(&ntfs).unwrap();
+            wrong(&mut volume);
+            put(&path, 1 << 20, &volume);
+            let found = volumes(&FileDisk::open(&path)).unwrap();
+            let windows = found[0].kept_because().unwrap_or_default();
+            assert!(windows.contains(what), "{windows}");
+            assert_eq!(windows.contains("hibernates"), asleep, "{windows}");
+            // Nor at the user's word, what shadow copies need, or an MFT that nobody knows.
+            let given = found[0].free_to_give(true).map_or(0, |free| free.bytes());
+            assert!(what.is_empty() || given == 0, "{windows}");
+            let why = found[1].kept_because();
+            match asleep {
+                true => {
+                    assert_eq!(
+                        why.unwrap_or_default().split(',').next(),
+                        Some("a system is suspended on partition 1")
+                    );
+                    nothing_is_given(&path);
+                }
+                false => assert_eq!(why, None, "{what}"),
+            }
+        }
+    }
+}

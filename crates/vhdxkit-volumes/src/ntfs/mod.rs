@@ -5,7 +5,7 @@
 //! Nothing more is read: a survey costs the bitmap and some hundred kilobytes.
 //!
 //! At rest means: no flag of `$Volume` speaks of unfinished business, `$LogFile` is closed, no Windows
-//! hibernates on it. A volume with shadow copies is not surveyed: they need what the bitmap calls free.
+//! hibernates on it. Nothing is free on a volume with shadow copies: they need what the bitmap calls free.
 //!
 //! A volume that NTFS-3G has mounted cannot be told from one at rest: that driver leaves no mark while it
 //! works. Windows does, in the log.
@@ -33,22 +33,64 @@ use crate::{FreeMap, FreeMapBuilder, Survey, Trouble, Window};
 const BOOT: u64 = 8192;
 const PIECE: u64 = 1 << 20;
 
+/// A system that sleeps, or was stopped, speaks for all volumes of its disk. So what tells of it is asked first, and
+/// is told whatever else is wrong: then with nothing free.
 pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
     let geometry = Geometry::read(window)?;
-    volume::refuse_shadow_copies(window)?;
     let mft = Mft::open(window, geometry)?;
-    let file = |number, what| mft.file(what, &mft.record(number)?);
-    let mirror = file(1, "$MFTMirr")?;
-    let log = file(2, "$LogFile")?;
-    let bitmap = file(6, "$Bitmap")?;
+    let (mut unclean, mut trouble) = (Vec::new(), None::<Trouble>);
+    let mut note = |told: Result<Option<String>, Trouble>| match told {
+        Ok(why) => unclean.extend(why),
+        Err(what) => trouble = trouble.take().or(Some(what)),
+    };
+    let hibernates = hibernation::unclean(&mft);
+    let asleep = matches!(hibernates, Ok(Some(_)));
+    note(hibernates);
+    let volume = Volume::read(&mft);
+    let label = volume.as_ref().map_or_else(|_| String::new(), |volume| volume.label.clone());
+    note(volume.map(|volume| volume.unclean));
+    note(file(&mft, 2, "$LogFile").and_then(|log| logfile::unclean(&mft, &log)));
+
+    let free = match trouble {
+        Some(what) => Err(what),
+        None => volume::refuse_shadow_copies(window).and_then(|()| free_in_order(&mft)),
+    };
+    let free = match free {
+        Ok(free) => free,
+        Err(what) if unclean.is_empty() => return Err(what),
+        Err(what) => {
+            unclean.push(what.to_string());
+            FreeMap::default()
+        }
+    };
+    Ok(Survey {
+        asleep,
+        name: "NTFS",
+        label,
+        length: geometry.length,
+        unit: geometry.cluster,
+        free,
+        unclean: (!unclean.is_empty()).then(|| unclean.join("; ")),
+    })
+}
+
+fn file(mft: &Mft<'_>, number: u64, what: &'static str) -> Result<Stream, Trouble> {
+    mft.file(what, &mft.record(number)?)
+}
+
+/// The free clusters of a volume whose own structures agree with each other, and with its bitmap.
+fn free_in_order(mft: &Mft<'_>) -> Result<FreeMap, Trouble> {
+    let geometry = mft.geometry;
+    let mirror = file(mft, 1, "$MFTMirr")?;
+    let log = file(mft, 2, "$LogFile")?;
+    let bitmap = file(mft, 6, "$Bitmap")?;
     mft.compare_with_mirror(&mirror)?;
-    let volume = Volume::read(&mft)?;
-    let free = free_clusters(&mft, &bitmap)?;
+    let free = free_clusters(mft, &bitmap)?;
 
     let mut own = Own::default();
     let boot = geometry.byte(geometry.clusters_of(BOOT).min(geometry.clusters));
     own.add("$Boot", 0..boot);
-    let root = hibernation::root_blocks(&mft)?;
+    let root = hibernation::root_blocks(mft)?;
     let files =
         [("$MFT", &mft.data), ("$MFTMirr", &mirror), ("$LogFile", &log), ("$Bitmap", &bitmap)];
     let files = files.into_iter().chain(root.as_ref().map(|root| ("the root directory", root)));
@@ -56,20 +98,7 @@ pub(crate) fn survey(window: &Window<'_>) -> Result<Survey, Trouble> {
         stream.places(geometry).for_each(|place| own.add(what, place));
     }
     own.judge(&free)?;
-
-    let hibernates = hibernation::unclean(&mft)?;
-    let asleep = hibernates.is_some();
-    let unclean = [hibernates, volume.unclean, logfile::unclean(&mft, &log)?];
-    let unclean: Vec<String> = unclean.into_iter().flatten().collect();
-    Ok(Survey {
-        asleep,
-        name: "NTFS",
-        label: volume.label,
-        length: geometry.length,
-        unit: geometry.cluster,
-        free,
-        unclean: (!unclean.is_empty()).then(|| unclean.join("; ")),
-    })
+    Ok(free)
 }
 
 fn free_clusters(mft: &Mft<'_>, bitmap: &Stream) -> Result<FreeMap, Trouble> {
