@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use vhdxkit::CreateOptions;
 use vhdxkit::format::Guid;
+use vhdxkit::ops::measure::{measure, measure_qcow2, measure_vhd};
 use vhdxkit::vhd::VhdOptions;
 
 use super::{ContentsArgs, FormatName, ParentArgs, parse_size};
-use crate::failure::wrong_usage;
+use crate::failure::{by_options, wrong_usage};
 
 /// The shape of an image to be made. What is not given is Windows' choice, or that of the source.
 #[derive(Debug, Clone, Copy, Args)]
@@ -75,6 +76,21 @@ impl MakeArgs {
         Ok(())
     }
 
+    /// Refuses a shape that no disk of the format can have, whatever is in it.
+    pub(crate) fn judge_shape(self, format: TargetFormat) -> anyhow::Result<()> {
+        // A disk that every shape can hold.
+        let size = 64 << 20;
+        let judged = match format {
+            TargetFormat::Vhdx => measure(&self.over(CreateOptions::new(size)), None),
+            TargetFormat::Vhd => {
+                measure_vhd(&self.over_vhd(VhdOptions::for_copy(size, self.fixed)), None)
+            }
+            TargetFormat::Qcow2 => measure_qcow2(size, self.block_size.unwrap_or(64 << 10), None),
+            TargetFormat::Raw => return Ok(()),
+        };
+        judged.map(drop).map_err(by_options)
+    }
+
     /// These on top of other options.
     pub(crate) fn over(self, options: CreateOptions) -> CreateOptions {
         let mut options = options.preallocate(self.preallocate);
@@ -116,10 +132,16 @@ pub(super) fn parse_size32(text: &str) -> Result<u32, String> {
     u32::try_from(size).map_err(|_| format!("'{text}' is too large"))
 }
 
+/// What `create` says of its blocks: it makes no qcow2.
+const CREATED_BLOCKS: &str = "Bytes of a block, a power of two from 1M to 256M. Windows takes 32M; 1M suits Linux \
+guests. Of a VHD 512K, 1M or 2M";
+
 /// Arguments of `create`.
 #[derive(Debug, Args)]
+#[command(mut_arg("block_size", |arg| arg.help(CREATED_BLOCKS)))]
 pub(crate) struct CreateArgs {
-    /// The file to make: a VHD (version 1) when it is named `.vhd` or `.avhd`, else a VHDX.
+    /// The file to make: a VHD (version 1) when it is named `.vhd` or `.avhd`, else a VHDX. A name of another
+    /// format, such as `.qcow2`, `.vmdk`, `.vdi`, `.raw` or `.img`, is refused.
     pub(crate) image: PathBuf,
     /// Size of the disk: `64G`, `1T`, or bytes. A child has its parent's.
     #[arg(value_parser = parse_size, required_unless_present = "parent", conflicts_with = "parent")]

@@ -20,7 +20,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use vhdxkit::defect::{Defect, Severity};
-use vhdxkit::ops::disk::DiskFormat;
+use vhdxkit::ops::disk::{Disk, DiskFormat};
 use vhdxkit::{Image, OpenOptions};
 
 use crate::console::{named, shown};
@@ -238,7 +238,8 @@ Examples:
 Azure wants a VHD that is fixed and whose size is a multiple of 1 MiB: --fixed with a VHD rounds the size \
 up to that, and says so. A source's format is recognised by its contents; the guest of a raw disk can \
 write what looks like another format, so say `--from raw` when you know it. No parent is opened but in \
-its child's format and where --parents allows it; a qcow2 image over a backing file is refused.
+its child's format and where --parents allows it; a qcow2 image over a backing file is refused, \
+and one that is dirty, marked corrupt, compressed by zstd or has extended L2 entries: what to type is said.
 
 A dirty log is replayed in memory; the image is not changed. Holes and zeros take no space in the \
 copy. The copy appears under its name only when it is complete; a command that was killed may leave a \
@@ -410,6 +411,37 @@ pub(crate) fn warn(path: &Path, image: &Image) {
     }
 }
 
+/// The same for a disk of any format: of a VHD it is said what is wrong with the file, and with those below it.
+pub(crate) fn warn_of_disk(path: &Path, disk: &Disk) {
+    match disk {
+        Disk::Vhdx(image) => warn(path, image),
+        Disk::Vhd(disk) => {
+            for layer in disk.layers() {
+                let path = named(layer.path().unwrap_or(path));
+                for remark in layer.remarks() {
+                    eprintln!("warning: {path}: {}", shown(remark));
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Says on stderr that a guest will see other sectors than those of the disk that is copied: it finds its partitions
+/// by their number.
+pub(crate) fn warn_of_sectors(path: &Path, disk: &Disk, to: TargetFormat) {
+    let Disk::Vhdx(image) = disk else { return };
+    let sector = image.geometry().logical_sector_size();
+    if sector != 512 && matches!(to, TargetFormat::Vhd | TargetFormat::Qcow2) {
+        eprintln!(
+            "warning: {}: its guest sees sectors of {sector} bytes, that of the copy ({}) sectors of 512, and will not find \
+             the partitions; a VHDX keeps them",
+            named(path),
+            to.name()
+        );
+    }
+}
+
 /// Formats that can be read.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum FormatName {
@@ -419,7 +451,7 @@ pub(crate) enum FormatName {
     Raw,
     /// A VHD, version 1.
     Vhd,
-    /// A qcow2 image without a backing file.
+    /// A qcow2 image: no backing or data file, zlib or no compression, no extended L2 entries, closed in good order.
     Qcow2,
 }
 

@@ -8,7 +8,7 @@ use vhdxkit::ops::compare::compare;
 use vhdxkit::ops::disk::{Disk, DiskFormat};
 
 use super::Context;
-use crate::args::{CompareArgs, warn};
+use crate::args::{CompareArgs, warn_of_disk};
 use crate::console::{Bar, print_json, size, stop_on_signal};
 use crate::failure::exit;
 
@@ -17,9 +17,7 @@ pub(crate) fn run(args: &CompareArgs, context: Context) -> anyhow::Result<ExitCo
     let a = Disk::open_with(&args.a, args.format_a.map(DiskFormat::from), &options)?;
     let b = Disk::open_with(&args.b, args.format_b.map(DiskFormat::from), &options)?;
     for (path, disk) in [(&args.a, &a), (&args.b, &b)] {
-        if let Disk::Vhdx(image) = disk {
-            warn(path, image);
-        }
+        warn_of_disk(path, disk);
     }
     stop_on_signal();
     let mut bar = Bar::new("comparing", a.size().min(b.size()), context.quiet);

@@ -16,7 +16,7 @@ use vhdxkit::vhd::{Vhd, VhdOptions};
 use vhdxkit::view::geometry::DiskType;
 
 use super::{Context, new_file};
-use crate::args::{ConvertArgs, TargetFormat, warn};
+use crate::args::{ConvertArgs, TargetFormat, warn_of_disk, warn_of_sectors};
 use crate::console::{Bar, named, print_json, size, stop_on_signal};
 use crate::failure::wrong_usage;
 
@@ -26,6 +26,8 @@ struct Done {
     file_size: u64,
     read: u64,
     written: u64,
+    /// A fixed VHD was made.
+    is_fixed_vhd: bool,
 }
 
 pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
@@ -33,6 +35,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
     let format = target_format(args)?;
     let existing = if to_stdout { None } else { judge(args)? };
     let source = open_source(args)?;
+    warn_of_sectors(&args.source, &source, format);
     // A device has no length of its own.
     let file = std::fs::metadata(&args.source).ok().filter(Metadata::is_file);
     let before = file.map_or(source.size(), |meta| meta.len());
@@ -54,6 +57,7 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
         return print_json(&json!({
             "changed": true,
             "format": format.name(),
+            "source_size": source.size(),
             "bytes_before": before,
             "bytes_after": done.file_size,
             "virtual_size": done.virtual_size,
@@ -71,12 +75,20 @@ pub(crate) fn run(args: &ConvertArgs, context: Context) -> anyhow::Result<()> {
             writeln!(out, "{name}: a disk of {disk} in a file of {file}, {stored} stored")?;
             if more > 0 {
                 let unit = match format {
-                    TargetFormat::Vhd if done.virtual_size % (1 << 20) == 0 => {
+                    TargetFormat::Vhd
+                        if done.is_fixed_vhd && done.virtual_size % (1 << 20) == 0 =>
+                    {
                         "mebibytes, as Azure wants them"
                     }
                     _ => "sectors",
                 };
                 writeln!(out, "  {more} bytes longer than its source, to make whole {unit}")?;
+            }
+            if was_fixed(&source) && format == TargetFormat::Vhd && !done.is_fixed_vhd {
+                writeln!(
+                    out,
+                    "  its source is a fixed disk, and this a dynamic one; --fixed makes a fixed one"
+                )?;
             }
         }
     }
@@ -113,6 +125,7 @@ fn target_format(args: &ConvertArgs) -> anyhow::Result<TargetFormat> {
         wrong_usage!("only raw bytes can be streamed: an image is not written from front to back");
     }
     args.make.judge(format)?;
+    args.make.judge_shape(format)?;
     Ok(format)
 }
 
@@ -126,14 +139,22 @@ fn judge(args: &ConvertArgs) -> anyhow::Result<Option<Metadata>> {
 fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
     let format = args.from.map(DiskFormat::from);
     let disk = Disk::open_with(&args.source, format, &args.open.options())?;
-    if let Disk::Vhdx(image) = &disk {
-        warn(&args.source, image);
-        // A copy in the place of a parent would be the end of both.
-        if image.layers().filter_map(Image::path).any(|path| same_file(path, &args.target)) {
-            bail!("{} is a parent of the source", args.target.display());
-        }
+    warn_of_disk(&args.source, &disk);
+    // A copy in the place of a parent would be the end of both.
+    let is_target = |path: &Path| same_file(path, &args.target);
+    let replaces_parent = match &disk {
+        Disk::Vhdx(image) => image.layers().filter_map(Image::path).any(is_target),
+        Disk::Vhd(disk) => disk.layers().filter_map(Vhd::path).any(is_target),
+        _ => false,
+    };
+    if replaces_parent {
+        bail!("{} is a parent of the source", args.target.display());
     }
     Ok(disk)
+}
+
+fn was_fixed(source: &Disk) -> bool {
+    matches!(source, Disk::Vhdx(image) if image.geometry().disk_type() == DiskType::Fixed)
 }
 
 /// Whether a VHD is a fixed one.
@@ -197,7 +218,7 @@ fn to_version_1(
     let report = new_file::make(&args.target, args.force, existing, |file| {
         to_vhd(source, file, &options, bar)
     })?;
-    Ok(report.into())
+    Ok(Done { is_fixed_vhd: options.is_fixed(), ..report.into() })
 }
 
 #[cfg(feature = "qcow2")]
@@ -231,6 +252,7 @@ impl From<ImportReport> for Done {
             file_size: report.file_size,
             read: report.read,
             written: report.written,
+            is_fixed_vhd: false,
         }
     }
 }
@@ -259,6 +281,7 @@ fn to_raw(
         file_size: report.virtual_size,
         read: report.read,
         written: report.written,
+        is_fixed_vhd: false,
     })
 }
 

@@ -12,13 +12,14 @@ use vhdxkit::vhd::VhdOptions;
 
 use super::Context;
 use super::convert::is_fixed;
-use crate::args::{MeasureArgs, TargetFormat, parse_size};
+use crate::args::{MeasureArgs, TargetFormat, parse_size, warn_of_disk, warn_of_sectors};
 use crate::console::{print_json, size};
 
 pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
     let as_size = args.source.to_str().and_then(|text| parse_size(text).ok());
     let failed = || format!("cannot measure {}", args.source.display());
     args.make.judge(args.to)?;
+    args.make.judge_shape(args.to)?;
     let (options, source) = match as_size.filter(|_| !args.source.exists()) {
         Some(bytes) => (CreateOptions::new(bytes), None),
         None if !args.source.exists() => {
@@ -30,6 +31,8 @@ pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
         None => {
             let format = args.from.map(DiskFormat::from);
             let disk = Disk::open_with(&args.source, format, &args.open.options())?;
+            warn_of_disk(&args.source, &disk);
+            warn_of_sectors(&args.source, &disk, args.to);
             (options_for(&disk), Some(disk))
         }
     };
@@ -45,7 +48,8 @@ pub(crate) fn run(args: &MeasureArgs, context: Context) -> anyhow::Result<()> {
         }
         TargetFormat::Qcow2 => {
             let cluster = args.make.block_size.unwrap_or(64 << 10);
-            measure_qcow2(bytes.next_multiple_of(512), cluster, disk)
+            let whole = bytes.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+            measure_qcow2(whole, cluster, disk)
         }
     };
     let measured = measured.with_context(failed)?;

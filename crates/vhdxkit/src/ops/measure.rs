@@ -1,5 +1,6 @@
 //! How large an image would be, without making it.
 
+use crate::format::limits::MAX_VIRTUAL_SIZE;
 use crate::image::CreateOptions;
 use crate::vhd::VhdOptions;
 use crate::view::geometry::DiskType;
@@ -56,6 +57,9 @@ pub fn measure_vhd(options: &VhdOptions, source: Option<&dyn Source>) -> Result<
 pub fn measure_qcow2(size: u64, cluster_size: u32, source: Option<&dyn Source>) -> Result<Measure> {
     if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {
         return Err(Error::invalid("a cluster has a power of two from 512 bytes to 2M"));
+    }
+    if size > MAX_VIRTUAL_SIZE {
+        return Err(Error::limit("a disk of more than 64 TiB"));
     }
     let cluster = u64::from(cluster_size);
     // What one L2 table maps: a cluster full of entries of 8 bytes.
