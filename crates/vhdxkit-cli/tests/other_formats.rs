@@ -28,6 +28,51 @@ fn zero(path: &str, at: u64, length: u64) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Three commands replaced a VHD on which a checkpoint builds, and the checkpoint was lost; of a VHDX it was refused.
+#[test]
+fn a_vhd_on_which_others_build_is_not_replaced() {
+    let dir = Workdir::new();
+    let (raw, base, child) = (dir.path("x.raw"), dir.path("base.vhd"), dir.path("child.avhd"));
+    fs::write(&raw, vec![7; 6 << 20]).unwrap();
+    vhdx(&["convert", &raw, &base]).succeeds();
+    vhdx(&["create", &child, "--parent", &base]).succeeds();
+    let before = fs::read(&base).unwrap();
+    for words in [
+        &["convert", &child, &base, "--force"][..],
+        &["create", &base, "10M", "--force"],
+        &["convert", &raw, &base, "--force"],
+        &["convert", &raw, &base, "--force", "--to", "raw"],
+    ] {
+        let told = vhdx(words).fails_with(1);
+        assert!(told.contains("child.avhd builds on"), "{words:?}: {told}");
+        assert!(fs::read(&base).unwrap() == before, "{words:?}");
+    }
+    // A child elsewhere knows its parent, too.
+    let elsewhere = dir.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let away = format!("{elsewhere}/child.avhd");
+    fs::rename(&child, &away).unwrap();
+    let told = vhdx(&["convert", &away, &base, "--force", "--parent", &base]).fails_with(1);
+    assert!(told.contains("is a parent of the source"), "{told}");
+    assert!(fs::read(&base).unwrap() == before);
+    // Whose children are all gone may be replaced.
+    vhdx(&["create", &base, "10M", "--force"]).succeeds();
+}
+
+/// A child that was made with its parent's name took the parent's place.
+#[test]
+fn a_child_is_not_made_in_its_parents_place() {
+    for name in ["base.vhd", "base.vhdx"] {
+        let dir = Workdir::new();
+        let base = dir.path(name);
+        vhdx(&["create", &base, "10M"]).succeeds();
+        let before = fs::read(&base).unwrap();
+        let told = vhdx(&["create", &base, "--parent", &base, "--force"]).fails_with(1);
+        assert!(told.contains("its own parent"), "{told}");
+        assert!(fs::read(&base).unwrap() == before, "{name}");
+    }
+}
+
 /// Only `info` told that a machine was suspended on a VHD, that its footer is gone, or that bytes are left out.
 #[test]
 fn what_is_wrong_with_a_vhd_is_told_by_all_that_read_it() {
@@ -126,6 +171,30 @@ fn a_shape_that_no_disk_has_is_wrong_usage_everywhere() {
         vhdx(&[&["measure", "10M", "--to", format][..], &wrong].concat()).fails_with(2);
     }
     assert!(dir.names().is_empty(), "{:?}", dir.names());
+}
+
+/// `create x.qcow2 10M` made a VHDX of that name and said nothing.
+#[test]
+fn a_new_disk_is_not_named_like_another_format() {
+    let dir = Workdir::new();
+    for (name, next) in [
+        ("x.qcow2", "qemu-img create -f qcow2"),
+        ("x.vmdk", "qemu-img create -f vmdk"),
+        ("x.VDI", "qemu-img create -f vdi"),
+        ("x.raw", "truncate -s 10485760"),
+        ("x.img", "truncate -s 10485760"),
+    ] {
+        let told = vhdx(&["create", &dir.path(name), "10M"]).fails_with(2);
+        assert!(told.contains(next) && told.contains("x.vhdx"), "{told}");
+    }
+    assert!(dir.names().is_empty(), "{:?}", dir.names());
+    for name in ["plain", "disk.2024-01", "a.vhdx", "a.avhdx", "a.vhd"] {
+        vhdx(&["create", &dir.path(name), "10M"]).succeeds();
+    }
+    let help = vhdx(&["create", "--help"]).succeeds();
+    assert!(!help.contains("of qcow2") && help.contains("512K, 1M or 2M"), "{help}");
+    let help = vhdx(&["convert", "--help"]).succeeds();
+    assert!(help.contains("of qcow2"), "{help}");
 }
 
 /// A dynamic VHD was said to be made as Azure wants it, and that a fixed disk became a dynamic one was not.

@@ -1,10 +1,10 @@
 //! The children of an image: they know it by its contents, and are lost when those change.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use vhdxkit::OpenOptions;
-use vhdxkit::chain::images_in;
+use vhdxkit::chain::{images_in, vhds_in};
 use vhdxkit::format::Guid;
 
 /// Refuses an image that images beside it build on; `refusal` puts their names into a sentence.
@@ -24,15 +24,35 @@ pub(super) fn require_none_builds_on(
     identity: Guid,
     refusal: impl FnOnce(&str) -> String,
 ) -> anyhow::Result<()> {
-    // Behind a link they lie where the image itself does.
+    let found = images_in(&folder_of(path)?).context(UNKNOWN)?;
+    let children = found.into_iter().filter(|image| image.is_child_of(identity));
+    refuse(children.map(|image| image.path), refusal)
+}
+
+/// Likewise for a VHD of this unique id.
+pub(super) fn require_no_vhd_builds_on(
+    path: &Path,
+    unique_id: Guid,
+    refusal: impl FnOnce(&str) -> String,
+) -> anyhow::Result<()> {
+    let found = vhds_in(&folder_of(path)?).context(UNKNOWN)?;
+    let children = found.into_iter().filter(|disk| disk.is_child_of(unique_id));
+    refuse(children.map(|disk| disk.path), refusal)
+}
+
+const UNKNOWN: &str = "cannot tell whether others build on it; --force does not ask";
+
+/// Where the children of an image are looked for: behind a link they lie where the image itself does.
+fn folder_of(path: &Path) -> anyhow::Result<PathBuf> {
     let path = if path.is_symlink() { path.canonicalize()? } else { path.to_owned() };
-    let found = images_in(path.parent().unwrap_or_else(|| Path::new(".")));
-    let found = found.context("cannot tell whether others build on it; --force does not ask")?;
-    let children: Vec<String> = found
-        .iter()
-        .filter(|image| image.is_child_of(identity))
-        .map(|image| image.path.display().to_string())
-        .collect();
+    Ok(path.parent().unwrap_or_else(|| Path::new(".")).to_owned())
+}
+
+fn refuse(
+    children: impl Iterator<Item = PathBuf>,
+    refusal: impl FnOnce(&str) -> String,
+) -> anyhow::Result<()> {
+    let children: Vec<String> = children.map(|path| path.display().to_string()).collect();
     match children.is_empty() {
         true => Ok(()),
         false => bail!(refusal(&children.join(", "))),

@@ -1,16 +1,18 @@
 //! `vhdx create`.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhdxkit::ops::measure::measure;
 use vhdxkit::{CreateOptions, Error, ErrorKind, Image};
 
+use super::convert::same_file;
 use super::{Context, new_file};
 use crate::args::CreateArgs;
-use crate::console::{named, print_json, size, stop_on_signal};
-use crate::failure::{Usage, by_options};
+use crate::console::{named, print_json, quoted, size, stop_on_signal};
+use crate::failure::{Usage, by_options, wrong_usage};
 
 /// So few bytes are gigabytes to whoever types them.
 const FEW: u64 = 1 << 16;
@@ -20,9 +22,13 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     if ["vhd", "avhd"].iter().any(|name| extension.eq_ignore_ascii_case(name)) {
         return super::create_vhd::run(args, context);
     }
+    judge_name(args, extension)?;
     let failed = || format!("cannot create {}", args.image.display());
     let options = match &args.parent {
-        Some(parent) => CreateOptions::child_of(&Image::open(parent)?).with_context(failed)?,
+        Some(parent) => {
+            refuse_parent(parent, &args.image)?;
+            CreateOptions::child_of(&Image::open(parent)?).with_context(failed)?
+        }
         None => CreateOptions::new(args.size.unwrap_or_default()),
     };
     let options = args.make.over(options);
@@ -62,4 +68,37 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
         writeln!(out, "  do not write to {} from now on: its child would be lost", named(parent))?;
     }
     Ok(())
+}
+
+/// Refuses a name that says another format than what would be made: who opens the file by it gets garbage.
+fn judge_name(args: &CreateArgs, extension: &str) -> anyhow::Result<()> {
+    let image = &args.image;
+    let vhdx = quoted(&image.with_extension("vhdx"));
+    let name = quoted(image);
+    let bytes = args.size.unwrap_or_default();
+    let other = match extension.to_ascii_lowercase().as_str() {
+        format @ ("qcow2" | "qcow" | "qed" | "vmdk" | "vdi") => {
+            format!("`qemu-img create -f {format} {name} {bytes}` makes one of that format")
+        }
+        "raw" | "img" | "bin" | "dd" | "iso" => {
+            format!("`truncate -s {bytes} {name}` makes a raw disk")
+        }
+        _ => return Ok(()),
+    };
+    match &args.parent {
+        None => wrong_usage!(
+            "{name}: create makes VHDX and VHD, and no .{extension}: name it {vhdx} for a VHDX; {other}"
+        ),
+        Some(_) => wrong_usage!(
+            "{name}: create makes VHDX and VHD, and no .{extension}: name it {vhdx} for a VHDX"
+        ),
+    }
+}
+
+/// Refuses to make a child in its parent's place.
+pub(super) fn refuse_parent(parent: &Path, image: &Path) -> anyhow::Result<()> {
+    match same_file(parent, image) {
+        true => bail!("{} would be its own parent: name the child otherwise", image.display()),
+        false => Ok(()),
+    }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use vhdxkit::storage::{FileStorage, OpenMode};
 use vhdxkit::{ErrorKind, OpenOptions};
 
-use super::children::require_none_builds_on;
+use super::children::{require_no_vhd_builds_on, require_none_builds_on};
 use crate::failure::TargetInUse;
 
 /// Refuses a target that must not be written. Gives what is there already.
@@ -49,12 +49,18 @@ fn refuse_in_use(path: &Path) -> anyhow::Result<()> {
 /// be opened has none.
 fn refuse_with_children(path: &Path) -> anyhow::Result<()> {
     let options = OpenOptions::new().without_parents().force_share(true).without_log(true);
-    let Ok(image) = options.open(path) else { return Ok(()) };
-    let identity = image.headers().current().data_write_guid;
     let name = path.display();
-    require_none_builds_on(path, identity, |children| {
+    let refusal = |children: &str| {
         format!("{children} builds on {name}, and would be lost with it: it is not replaced")
-    })
+    };
+    if let Ok(image) = options.open(path) {
+        let identity = image.headers().current().data_write_guid;
+        return require_none_builds_on(path, identity, refusal);
+    }
+    match options.open_vhd(path) {
+        Ok(disk) => require_no_vhd_builds_on(path, disk.unique_id(), refusal),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Refuses a target that is there and is neither empty nor, by its first `length` bytes, what the new file

@@ -8,9 +8,10 @@ use crate::format::Guid;
 use crate::format::limits::MAX_SEARCHED_FILES;
 use crate::image::{DirtyLog, open_layer};
 use crate::storage::{FileStorage, OpenMode};
+use crate::vhd;
 use crate::{Error, Image, Result};
 
-use super::place::{VHDX_NAMES, is_image_name, open_image};
+use super::place::{Names, VHD_NAMES, VHDX_NAMES, is_named, open_image};
 
 /// An image that a search came across.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,26 @@ impl FoundImage {
     }
 }
 
+/// A VHD (version 1) that a search came across.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FoundVhd {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its identity, which its children name.
+    pub unique_id: Guid,
+    /// The identity of its parent; none when it has no parent.
+    pub parent: Option<Guid>,
+}
+
+impl FoundVhd {
+    /// Whether this is a child of the disk with that identity.
+    #[must_use]
+    pub fn is_child_of(&self, unique_id: Guid) -> bool {
+        self.parent == Some(unique_id)
+    }
+}
+
 /// The images in a folder, not in folders below it: files named `.vhdx` or `.avhdx` that can be read as
 /// such, sorted by name. Files in use are looked at all the same.
 ///
@@ -39,6 +60,19 @@ impl FoundImage {
 /// The folder cannot be read, or holds too many images
 /// ([`MAX_SEARCHED_FILES`]).
 pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
+    Ok(files_named(folder, &VHDX_NAMES)?.into_iter().filter_map(look_at).collect())
+}
+
+/// The VHDs in a folder, likewise: files named `.vhd` or `.avhd`.
+///
+/// # Errors
+/// As [`images_in`].
+pub fn vhds_in(folder: &Path) -> Result<Vec<FoundVhd>> {
+    Ok(files_named(folder, &VHD_NAMES)?.into_iter().filter_map(look_at_vhd).collect())
+}
+
+/// The files of a folder that have such names, sorted.
+fn files_named(folder: &Path, names: &Names) -> Result<Vec<PathBuf>> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let failed = |e: io::Error| Error::io_whole("cannot search the folder", e).in_file(folder);
     let mut paths = Vec::new();
@@ -46,7 +80,7 @@ pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
         let path = entry.map_err(failed)?.path();
         // A link to an image is found where the image itself lies.
         let is_file = path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
-        if is_file && is_image_name(&path) {
+        if is_file && is_named(&path, names) {
             paths.push(path);
         }
         if paths.len() > MAX_SEARCHED_FILES {
@@ -54,7 +88,7 @@ pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
         }
     }
     paths.sort();
-    Ok(paths.into_iter().filter_map(look_at).collect())
+    Ok(paths)
 }
 
 /// `None` for what is no image, or none that can be read.
@@ -64,6 +98,16 @@ fn look_at(path: PathBuf) -> Option<FoundImage> {
     let image = open_layer(Arc::new(file), DirtyLog::MayBeInvalid).ok()?;
     let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);
     Some(FoundImage { path, data_write_guid: identity(&image), parents: image.wanted_parents() })
+}
+
+/// Likewise of a VHD.
+fn look_at_vhd(path: PathBuf) -> Option<FoundVhd> {
+    let file = open_image(&path, &VHD_NAMES).ok()?;
+    let file = FileStorage::take(file, OpenMode::ReadOnly { force_share: true }).ok()?;
+    let disk = vhd::open_layer(Arc::new(file), false).ok()?;
+    let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);
+    let parent = disk.parent_link().map(|link| link.unique_id);
+    Some(FoundVhd { path, unique_id: disk.unique_id(), parent })
 }
 
 /// What children of an image name it by.
