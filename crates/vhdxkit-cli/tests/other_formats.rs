@@ -136,6 +136,36 @@ fn a_format_without_large_sectors_is_warned_of() {
     assert!(errors.contains("sectors of 4096"), "{errors}");
 }
 
+/// Of images that QEMU left dirty, or made with what is not read here, it was said that the file is damaged.
+#[test]
+fn a_qcow2_image_that_is_not_read_is_sent_to_qemu_img() {
+    let dir = Workdir::new();
+    let (raw, image, copy) = (dir.path("a.raw"), dir.path("a.qcow2"), dir.path("c.vhdx"));
+    fs::write(&raw, vec![7; 1 << 20]).unwrap();
+    vhdx(&["convert", &raw, &image]).succeeds();
+    let good = fs::read(&image).unwrap();
+    assert_eq!(good[7], 3, "the version");
+    for (bits, what, next) in [
+        (1, "dirty", "qemu-img check -r all"),
+        (2, "corrupt", "qemu-img check -r all"),
+        (4, "external data file", ""),
+        (8, "zlib", "qemu-img convert -O qcow2"),
+        (16, "extended L2", "qemu-img convert -O qcow2"),
+        (32, "0x20", "qemu-img convert -O qcow2"),
+    ] {
+        let mut bytes = good.clone();
+        bytes[79] = bits;
+        fs::write(&image, bytes).unwrap();
+        for words in [&["convert", &image, &copy][..], &["info", &image], &["measure", &image]] {
+            let told = vhdx(words).fails_with(1);
+            assert!(told.contains(what) && told.contains(next), "{told}");
+            assert!(!told.contains("--from raw") && !told.contains("another copy"), "{told}");
+        }
+    }
+    fs::write(&image, good).unwrap();
+    vhdx(&["compare", &raw, &image]).succeeds();
+}
+
 /// The largest number there is made `measure` panic.
 #[test]
 fn sizes_that_no_disk_has_are_refused_in_words() {

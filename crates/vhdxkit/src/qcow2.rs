@@ -42,14 +42,12 @@ struct Header {
     l1_entries: u32,
     /// Bytes of the file.
     refcount_table: Range<u64>,
-    /// The entries of L2 tables have 16 bytes, and tell of subclusters.
-    is_extended: bool,
 }
 
 impl Header {
     /// Entries of an L2 table.
     fn per_table(&self) -> u64 {
-        if self.is_extended { self.cluster_size / 16 } else { self.cluster_size / 8 }
+        self.cluster_size / 8
     }
 
     fn read(file: &dyn Storage) -> Result<Self> {
@@ -83,14 +81,9 @@ impl Header {
                 "a qcow2 image over a backing file; no file is opened because an image names it (`qemu-img convert` makes a flat image)",
             ));
         }
-        if version == 3 && long(72) & 4 != 0 {
-            return Err(Error::unsupported("a qcow2 image with an external data file"));
-        }
-        if version == 3 && long(72) & !0x1F != 0 {
-            return Err(Error::unsupported(format!(
-                "a qcow2 image with the features {:#x}",
-                long(72)
-            )));
+        // Version 2 has no features.
+        if version == 3 {
+            refuse_features(long(72))?;
         }
         let (size, entries, table) = (long(24), word(36), long(40));
         if size > MAX_VIRTUAL_SIZE {
@@ -104,7 +97,6 @@ impl Header {
             l1_table: table,
             l1_entries: entries,
             refcount_table: long(48)..long(48).saturating_add(refcounts),
-            is_extended: version == 3 && long(72) & 0x10 != 0,
         };
         let covered = cluster_size.saturating_mul(header.per_table());
         let needed = size.div_ceil(covered.max(1));
@@ -122,12 +114,41 @@ impl Header {
     }
 }
 
+/// Refuses images that need more than is known here, each with what makes an image of it that does not.
+///
+/// A dirty image has refcounts that may be wrong, and a corrupt one was taken out of service by QEMU: the first of
+/// them could be read, but QEMU itself repairs it before it does.
+fn refuse_features(incompatible: u64) -> Result<()> {
+    let text = match incompatible {
+        0 => return Ok(()),
+        bits if bits & 2 != 0 => {
+            "a qcow2 image that QEMU has marked corrupt (`qemu-img check -r all IMAGE` repairs it; copy it first)"
+        }
+        bits if bits & 1 != 0 => {
+            "a qcow2 image that is dirty: what wrote it last did not close it (`qemu-img check -r all IMAGE` puts it in order; copy it first)"
+        }
+        bits if bits & 4 != 0 => "a qcow2 image with an external data file",
+        bits if bits & 8 != 0 => {
+            "a qcow2 image that is not compressed by zlib (`qemu-img convert -O qcow2 IMAGE NEW.qcow2` makes one that is read)"
+        }
+        bits if bits & 16 != 0 => {
+            "a qcow2 image with extended L2 entries (`qemu-img convert -O qcow2 IMAGE NEW.qcow2` makes one without them)"
+        }
+        bits => {
+            return Err(Error::unsupported(format!(
+                "a qcow2 image with the features {bits:#x} (`qemu-img convert -O qcow2 IMAGE NEW.qcow2` makes one without them)"
+            )));
+        }
+    };
+    Err(Error::unsupported(text))
+}
+
 impl Qcow2 {
     /// Opens an image for reading.
     ///
     /// # Errors
     /// It is no qcow2 image, a damaged one, one that was cut off, or one that is not supported: encrypted, over a backing file,
-    /// with an external data file.
+    /// with an external data file, dirty or marked corrupt, compressed otherwise than by zlib, with extended L2 entries.
     pub(crate) fn open(file: FileStorage) -> Result<Self> {
         let header = Header::read(&file)?;
         cut::refuse_cut(&file, &header)?;

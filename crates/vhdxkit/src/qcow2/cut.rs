@@ -2,8 +2,7 @@
 //! tell them from the disk's own.
 //!
 //! So all tables are walked before anything is handed out. A cluster has to be there as far as the disk reaches
-//! into it. The length of a compressed cluster is known in sectors, of which the last one may be short. Images with
-//! extended entries are not walked: `imago` does not open them.
+//! into it. The length of a compressed cluster is known in sectors, of which the last one may be short.
 //!
 //! Time: each table is read once, however often it is named, and holes of the file are passed by.
 
@@ -22,9 +21,6 @@ const SECTOR: u64 = 512;
 
 /// Refuses an image of which a part lies behind the end of its file.
 pub(super) fn refuse_cut(file: &dyn Storage, header: &Header) -> Result<()> {
-    if header.is_extended {
-        return Ok(());
-    }
     let walk = Walk { file, header, length: file.length()? };
     let Range { start, end } = header.refcount_table;
     walk.require("refcount table", start, end.saturating_sub(start))?;
