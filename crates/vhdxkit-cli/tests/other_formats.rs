@@ -227,6 +227,51 @@ fn a_new_disk_is_not_named_like_another_format() {
     assert!(help.contains("of qcow2"), "{help}");
 }
 
+/// `check` of a broken VHD printed a command that could not work, or one that was not the way.
+#[test]
+fn what_check_says_to_type_for_a_vhd_works() {
+    let dir = Workdir::new();
+    let (raw, copy) = (dir.path("a.raw"), dir.path("NEW.vhdx"));
+    fs::write(&raw, vec![7; 4 << 20]).unwrap();
+    let [good, bad, fixed, gone] =
+        ["good.vhd", "bad.vhd", "fixed.vhd", "gone.vhd"].map(|name| dir.path(name));
+    vhdx(&["convert", &raw, &good]).succeeds();
+    vhdx(&["convert", &raw, &bad]).succeeds();
+    vhdx(&["convert", &raw, &fixed, "--fixed"]).succeeds();
+    // Both footers of a dynamic disk.
+    let length = fs::metadata(&bad).unwrap().len();
+    zero(&bad, length - 448, 4);
+    zero(&bad, 64, 4);
+    fs::copy(&fixed, &gone).unwrap();
+    zero(&gone, 4 * MIB, 512);
+    zero(&fixed, 4 * MIB + 64, 4);
+    let told = vhdx(&["check", &good]).exits_with(3);
+    assert!(told.contains("--from vhd"), "{told}");
+    let told = vhdx(&["check", &bad]).exits_with(3);
+    assert!(told.contains("does not open") && !told.contains("--from"), "{told}");
+    for image in [&fixed, &gone] {
+        let told = vhdx(&["check", image]).exits_with(3);
+        let next = format!("vhdx convert {image} NEW.vhdx --from raw");
+        assert!(told.contains(&next) && !told.contains("recover"), "{told}");
+        vhdx(&["convert", image, &copy, "--from", "raw", "--force"]).succeeds();
+    }
+}
+
+/// Of an intact VHD or qcow2 a page said that its signature has to be written anew.
+#[test]
+fn no_page_is_made_of_another_format() {
+    let dir = Workdir::new();
+    let (raw, page) = (dir.path("a.raw"), dir.path("page.html"));
+    fs::write(&raw, vec![7; 4 << 20]).unwrap();
+    for (name, what) in [("a.vhd", "VHD image"), ("a.qcow2", "qcow2 image")] {
+        let image = dir.path(name);
+        vhdx(&["convert", &raw, &image]).succeeds();
+        let told = vhdx(&["map", "--html", &page, &image]).fails_with(1);
+        assert!(told.contains(what) && told.contains("vhdx convert"), "{told}");
+    }
+    assert!(!dir.names().contains(&"page.html".to_owned()));
+}
+
 /// A dynamic VHD was said to be made as Azure wants it, and that a fixed disk became a dynamic one was not.
 #[test]
 fn what_became_of_a_disk_is_told() {

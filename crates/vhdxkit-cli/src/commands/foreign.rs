@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use vhdxkit::OpenOptions;
 use vhdxkit::format::HEADER_SECTION_LENGTH;
+use vhdxkit::vhd::format::TYPE_FIXED;
 
 use crate::console::{named, quoted, size};
 
@@ -17,6 +19,8 @@ pub(super) struct Foreign {
     command: Option<(String, &'static str)>,
     /// The start of a VHDX: what it is not, then, is whole.
     cut: bool,
+    /// By its contents an image of another format, beyond doubt.
+    known: bool,
 }
 
 /// What the file is; `None` for whatever is, or may have been, a VHDX, and for what cannot be read.
@@ -25,48 +29,94 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
         File::open(path).ok().filter(|file| file.metadata().is_ok_and(|m| m.is_file()))?;
     let length = file.metadata().ok()?.len();
     if length == 0 {
-        return Some(Foreign { what: "the file is empty".to_owned(), command: None, cut: true });
+        let what = "the file is empty".to_owned();
+        return Some(Foreign { what, command: None, cut: true, known: false });
     }
     let start = bytes_at(&mut file, 0, 512).ok()?;
     if start.starts_with(b"vhdxfile") && length < HEADER_SECTION_LENGTH {
         let left = size(length);
         let what =
             format!("of this VHDX file only the first {left} are left, the rest was cut off");
-        return Some(Foreign { what, command: None, cut: true });
+        return Some(Foreign { what, command: None, cut: true, known: false });
     }
     if start.starts_with(b"vhdxfile") || has_parts_of_one(&mut file, length).ok()? {
         return None;
     }
     let name = quoted(path);
-    let footer = bytes_at(&mut file, length.saturating_sub(512), 8).ok()?;
+    let footer = bytes_at(&mut file, length.saturating_sub(512), 512).ok()?;
+    let header = bytes_at(&mut file, 512, 8).ok()?;
     let convert = |from| {
         let command = format!("vhdx convert {name} NEW.vhdx --from {from}");
         Some((command, "makes a VHDX of it"))
     };
     let other = format!("qemu-img convert -O vhdx {name} NEW.vhdx");
     let other = Some((other, "makes a VHDX of it; this program does not read that format"));
-    let (what, command) = match () {
-        () if start.starts_with(b"QFI\xfb") => ("this is a qcow2 image", convert("qcow2")),
-        () if start.starts_with(b"conectix") || footer == b"conectix" => {
-            ("this is a VHD image", convert("vhd"))
+    let (known, what, command) = match () {
+        () if start.starts_with(b"QFI\xfb") => (true, "this is a qcow2 image", convert("qcow2")),
+        () if start.starts_with(b"conectix") || footer.starts_with(b"conectix") => {
+            return Some(vhd(path, &start, &footer));
         }
         () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk DescriptorFile") => {
-            ("this is a VMDK image", other)
+            (true, "this is a VMDK image", other)
         }
         () if start.get(64..68) == Some(&[0x7F, 0x10, 0xDA, 0xBE][..]) => {
-            ("this is a VDI image", other)
+            (true, "this is a VDI image", other)
         }
         () if start.get(510..512) == Some(&[0x55, 0xAA][..]) => {
-            ("this looks like a raw disk", convert("raw"))
+            (false, "this looks like a raw disk", convert("raw"))
+        }
+        () if is_vhd_name(path) && header != b"cxsparse" && length.is_multiple_of(512) => {
+            let what = "this is named like a VHD and has lost its footer";
+            (false, what, Some(bytes_of_fixed(path)))
         }
         () if length >= 2 << 20 => {
             let command = format!("vhdx recover {name} --to NEW.vhdx");
             let why = "looks for what is left, if it was a VHDX that was overwritten";
-            ("this is no disk image that is known", Some((command, why)))
+            (false, "this is no disk image that is known", Some((command, why)))
         }
-        () => ("this is no disk image that is known", None),
+        () => (false, "this is no disk image that is known", None),
     };
-    Some(Foreign { what: format!("{what}, not a VHDX file"), command, cut: false })
+    Some(Foreign { what: format!("{what}, not a VHDX file"), command, cut: false, known })
+}
+
+/// A file with the cookie of a VHD's footer. It is converted if it opens; if not, a fixed disk is still its bytes.
+fn vhd(path: &Path, start: &[u8], footer: &[u8]) -> Foreign {
+    let is_type_fixed = footer.get(60..64) == Some(&TYPE_FIXED.to_be_bytes()[..]);
+    let (what, command) = match OpenOptions::new().force_share(true).open_vhd(path) {
+        Ok(_) => {
+            let command = format!("vhdx convert {} NEW.vhdx --from vhd", quoted(path));
+            ("a VHD image".to_owned(), Some((command, "makes a VHDX of it")))
+        }
+        Err(_) if is_type_fixed && !start.starts_with(b"conectix") => {
+            ("a fixed VHD image with a damaged footer".to_owned(), Some(bytes_of_fixed(path)))
+        }
+        Err(error) => {
+            let problem = error.to_string();
+            // The name stands in front of all that is said.
+            let name = format!("{}: ", path.display());
+            let problem = problem.strip_prefix(&name).unwrap_or(&problem);
+            (format!("a VHD image that does not open ({problem})"), None)
+        }
+    };
+    Foreign { what: format!("this is {what}, not a VHDX file"), command, cut: false, known: true }
+}
+
+/// What to type for a fixed VHD without a good footer.
+fn bytes_of_fixed(path: &Path) -> (String, &'static str) {
+    let command = format!("vhdx convert {} NEW.vhdx --from raw", quoted(path));
+    (command, "makes a VHDX of its bytes, if it was a fixed VHD: a footer becomes its last sector")
+}
+
+fn is_vhd_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    ["vhd", "avhd"].iter().any(|name| extension.eq_ignore_ascii_case(name))
+}
+
+/// Refuses a file that is an image of another format beyond doubt: a picture of it as a VHDX would tell nothing true.
+pub(super) fn refuse_other_formats(path: &Path) -> anyhow::Result<()> {
+    let Some(foreign) = recognise(path).filter(|foreign| foreign.known) else { return Ok(()) };
+    let next = foreign.command.map(|(command, why)| format!("; `{command}` {why}"));
+    anyhow::bail!("{}: {}{}", named(path), foreign.what, next.unwrap_or_default())
 }
 
 fn bytes_at(file: &mut File, offset: u64, length: u64) -> io::Result<Vec<u8>> {

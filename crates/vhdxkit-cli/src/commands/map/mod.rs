@@ -12,7 +12,7 @@ use serde_json::json;
 use vhdxkit::storage::Storage as _;
 use vhdxkit::{Extent, Image};
 
-use super::{Context, new_file};
+use super::{Context, foreign, new_file};
 use crate::args::{MapArgs, open_as_far_as_possible, warn};
 use crate::commands::convert::same_file;
 use crate::console::{self, size, stop_on_signal};
@@ -42,6 +42,7 @@ pub(crate) fn run(args: &MapArgs, context: Context) -> anyhow::Result<ExitCode> 
 /// The page shows what `check` finds, so its exit status is that of `check`.
 fn run_html(args: &MapArgs, target: &Path, context: Context) -> anyhow::Result<ExitCode> {
     let existing = judge_page(&args.image, target, args.force)?;
+    foreign::refuse_other_formats(&args.image)?;
     stop_on_signal();
     let share = args.open.open.force_share;
     let facts = Facts::gather(&args.image, &args.open.options(), share, context.quiet)
