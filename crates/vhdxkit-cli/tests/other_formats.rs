@@ -272,6 +272,23 @@ fn no_page_is_made_of_another_format() {
     assert!(!dir.names().contains(&"page.html".to_owned()));
 }
 
+/// Programs learned that the parent is missing, and not why.
+#[test]
+fn programs_are_told_why_a_parent_is_missing() {
+    let dir = Workdir::new();
+    for (base, child) in [("base.vhd", "child.avhd"), ("base.vhdx", "child.avhdx")] {
+        let (base, child) = (dir.path(base), dir.path(child));
+        vhdx(&["create", &base, "10M"]).succeeds();
+        vhdx(&["create", &child, "--parent", &base]).succeeds();
+        let parent = &json(&vhdx(&["info", "--json", &child]).succeeds())["parent"];
+        assert!(parent["resolved"].is_string() && parent["unresolved"] == Value::Null, "{parent}");
+        fs::remove_file(&base).unwrap();
+        let parent = &json(&vhdx(&["info", "--json", &child]).succeeds())["parent"];
+        assert_eq!(parent["resolved"], Value::Null);
+        assert!(parent["unresolved"].as_str().unwrap().contains("parent"), "{parent}");
+    }
+}
+
 /// A dynamic VHD was said to be made as Azure wants it, and that a fixed disk became a dynamic one was not.
 #[test]
 fn what_became_of_a_disk_is_told() {

@@ -9,6 +9,7 @@ use vhdxkit::vhd::{Vhd, VhdBlocks, format as on_disk};
 use vhdxkit::{Error, ErrorKind, OpenOptions};
 
 use super::Context;
+use super::info::tell_unresolved;
 use crate::args::InfoArgs;
 use crate::console::{print_json, size};
 
@@ -40,6 +41,7 @@ pub(crate) fn run(args: &InfoArgs, format: DiskFormat, context: Context) -> anyh
         }
         return Ok(());
     }
+    tell_unresolved(&mut values, alone.as_ref());
     let mut first = values.first().cloned().unwrap_or_default();
     if args.chain
         && let Some(object) = first.as_object_mut()
