@@ -179,7 +179,8 @@ fn a_windows_that_sleeps_is_seen_through_whatever_else_is_wrong_with_its_volume(
         volume[at + 0x12] ^= 1;
     };
     let alone = |_: &mut Vec<u8>| {};
-    let wrongs: [(&str, &dyn Fn(&mut Vec<u8>)); 3] =
+    type Wrong<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let wrongs: [(&str, Wrong<'_>); 3] =
         [("", &alone), ("shadow copies", &shadow_copies), ("MFT", &other_mirror)];
     for (what, wrong) in wrongs {
         for asleep in [false, true] {
