@@ -74,6 +74,7 @@ fn the_result_is_a_clean_image_that_shows_what_was_had() {
     }
 }
 
+const MIB: u64 = 1 << 20;
 const DIRTY: &str = "iotest-dirtylog-10G-4M.vhdx.bz2";
 
 fn open_over(file: Arc<dyn Storage>, parent: Arc<dyn Storage>) -> Image {
@@ -268,6 +269,27 @@ fn newer_entries_behind_a_torn_one_leave_nothing_certain() {
     let certain = Fate::ALL.into_iter().filter(|fate| fate.is_certain());
     assert_eq!(certain.map(|fate| report.fates.count(fate)).sum::<u64>(), 0, "{report:#?}");
     assert_eq!(had.share(), 10_000, "the newer images were not taken: {report:#?}");
+}
+
+/// Both headers are lost, and with them the entries at the start of the log, where the newest session lay. The older
+/// one behind them is then the only one, and not the last: what it left is no certain state of the disk.
+#[test]
+fn an_old_session_is_not_taken_for_the_last_because_it_is_alone() {
+    let inner = file("../../testdata/crashed.vhdx".as_ref());
+    let original = OpenOptions::new().open_storage(Arc::clone(&inner)).unwrap();
+    for kib in [4, 16, 24, 52, 64] {
+        for (with, first) in
+            [Instead::Zeros, Instead::Junk].into_iter().flat_map(|w| [(w, 0), (w, 64 << 10)])
+        {
+            let ranges = [first..192 << 10, MIB..MIB + (kib << 10)];
+            let damage = Damage { with, ..wiped("headers and newest entries", &ranges) };
+            let _named = common::NamedOnFailure(format!("{kib} KiB of the log: {with:?}"));
+            let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+            // No wrong byte is called certain.
+            judge(&original, &salvage, salvage.image().unwrap().as_ref(), &damage);
+            assert!(!salvage.report().is_whole(), "{:#?}", salvage.report());
+        }
+    }
 }
 
 /// A file of random bytes holds nothing, and costs no more than a look.

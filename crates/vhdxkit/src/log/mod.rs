@@ -34,7 +34,7 @@ pub use replay::{ReplayReport, Update};
 pub use scan::ActiveSequence;
 
 pub(crate) use headers::{HeaderWriter, sync};
-pub(crate) use sessions::{Session, epoch_of, newest_by_place, sessions};
+pub(crate) use sessions::{Session, epoch_of, has_whole_start, newest_by_place, sessions};
 pub(crate) use writer::{Change, FileSizes, LogWriter, MOST_DESCRIPTORS};
 
 use ring::Ring;

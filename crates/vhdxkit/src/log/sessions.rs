@@ -87,26 +87,21 @@ pub(crate) fn newest_by_place(
     if let [only] = sessions {
         return Ok(Some(only.guid));
     }
-    let whole: Vec<&LogEntry> =
-        log.entries().iter().filter(|entry| entry.fault.is_none()).collect();
-    let (Some((first, rest)), Some(place)) = (whole.split_first(), log.place()) else {
-        return Ok(None);
-    };
-    let wraps =
-        |entry: &&&LogEntry| entry.info.log_offset.saturating_add(entry.info.length) > place.length;
-    if first.info.log_offset != 0 && !whole.iter().any(|entry| wraps(&entry)) {
+    if !has_whole_start(log) {
         return Ok(None);
     }
+    let mut whole = log.entries().iter().filter(|entry| entry.fault.is_none());
+    let Some(first) = whole.next() else { return Ok(None) };
     let alone: BTreeSet<Guid> = sessions
         .iter()
         .filter(|session| session.entries.len() == 1)
         .map(|session| session.guid)
         .collect();
     let stands_alone = |entry: &LogEntry| alone.contains(&entry.info.log_guid);
-    let mut last = *first;
+    let mut last = first;
     let mut seen = Tables::default();
     seen.add(storage, log, last)?;
-    for next in rest {
+    for next in whole {
         let touches = last.info.log_offset.saturating_add(last.info.length) == next.info.log_offset;
         let follows = last.info.sequence.checked_add(1) == Some(next.info.sequence);
         let same = last.info.log_guid == next.info.log_guid;
@@ -117,6 +112,17 @@ pub(crate) fn newest_by_place(
         last = next;
     }
     Ok(Some(last.info.log_guid))
+}
+
+/// Whether the ring's first sector belongs to a whole entry: where it does not, a newer session than any that is left
+/// may have lain there.
+pub(crate) fn has_whole_start(log: &Log) -> bool {
+    let length = log.place().map_or(0, |place| place.length);
+    let mut whole = log.entries().iter().filter(|entry| entry.fault.is_none());
+    whole.any(|entry| {
+        let info = entry.info;
+        info.log_offset == 0 || info.log_offset.saturating_add(info.length) > length
+    })
 }
 
 /// Pages of the table as entries have left them.

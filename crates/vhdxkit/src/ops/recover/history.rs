@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::format::limits::MAX_SALVAGED_SECTORS;
 use crate::format::{Guid, LOG_SECTOR_LEN};
-use crate::log::{Log, Session, Update, newest_by_place, sessions};
+use crate::log::{Log, Session, Update, has_whole_start, newest_by_place, sessions};
 use crate::storage::{Storage, StorageExt};
 use crate::view::headers::LogPlace;
 
@@ -33,7 +33,7 @@ const MOST_ZEROS: usize = 1 << 12;
 pub(super) enum Order {
     /// The last header names it.
     Named,
-    /// There is only one.
+    /// There is only one, and it starts the ring.
     Only,
     /// By places in the ring.
     Inferred,
@@ -317,6 +317,11 @@ fn newest(
         if headers.is_last() {
             return Ok(Some((named, Order::Named)));
         }
+    }
+    // A single session is the newest one only if none can have lain before it in the ring: of one that was overwritten
+    // nothing is left to be seen.
+    if !has_whole_start(log) {
+        return Ok(None);
     }
     let order = if sessions.len() == 1 { Order::Only } else { Order::Inferred };
     Ok(newest_by_place(storage, log, sessions)?.map(|guid| (guid, order)))
