@@ -292,6 +292,88 @@ fn an_old_session_is_not_taken_for_the_last_because_it_is_alone() {
     }
 }
 
+/// A parent tells sizes, and shows where the child has nothing. Whether it is the right one only the child's own word
+/// tells: where that is lost, or is another, nobody is told that everything was had, nor that the identity is sound.
+#[test]
+fn what_a_given_parent_tells_is_not_called_the_disks_own() {
+    let samples = samples::all();
+    let sample = |name| samples.iter().find(|sample| sample.name == name).unwrap();
+    let parent = Arc::new(MemoryStorage::new(sample("clean.vhdx").image.build_vec()));
+    let child: Arc<dyn Storage> =
+        Arc::new(MemoryStorage::new(sample("child.vhdx").image.build_vec()));
+    let open = |file: &Arc<MemoryStorage>| {
+        OpenOptions::new().open_storage(Arc::clone(file) as Arc<dyn Storage>).unwrap()
+    };
+    let statement = |salvage: &Salvage, what| {
+        salvage.report().found.iter().find(|found| found.what == what).unwrap().clone()
+    };
+
+    // The right one: the disk is had, and what is made of both is neither.
+    let right = open(&parent);
+    let flat = salvage(&child, &no_damage(), &SalvageOptions::new().parent(&right));
+    assert!(flat.report().is_whole(), "{:#?}", flat.report());
+    let said = statement(&flat, "DataWriteGuid").text;
+    assert!(said.contains("a new one") && !said.contains("kept"), "{said}");
+    let target = Arc::new(MemoryStorage::empty());
+    flat.write(&*target, Some((right, &OpenOptions::new())), &mut ()).unwrap();
+    let childs = open_over(Arc::clone(&child), Arc::clone(&parent) as _);
+    let identity = |image: &Image| image.headers().current().data_write_guid;
+    assert_ne!(identity(&open(&target)), identity(&childs));
+
+    // The name of the parent is lost, and the sizes are given, so that nothing else is in doubt.
+    let metadata = childs.regions().metadata();
+    let damage = wiped("metadata", &[metadata.offset..metadata.end()]);
+    let options = SalvageOptions::new().parent(&open(&parent)).block_size(1 << 20);
+    let unnamed = salvage(&child, &damage, &options);
+    assert!(!unnamed.report().is_whole(), "{:#?}", unnamed.report());
+    assert_eq!(statement(&unnamed, "virtual disk id").trust, Trust::Given);
+
+    // It was written to since.
+    let disk = OpenOptions::new().write(true).open_storage(Arc::clone(&parent) as _).unwrap();
+    disk.write_at(0, &[0xEE; 512]).unwrap();
+    disk.close().unwrap();
+    let other = salvage(&child, &no_damage(), &SalvageOptions::new().parent(&open(&parent)));
+    assert!(!other.report().is_whole(), "{:#?}", other.report());
+    assert!(other.report().doubts[0].contains("the disk names"), "{:#?}", other.report().doubts);
+}
+
+/// A disk of a hundred blocks of which four hold data, all of them named by the log.
+fn four_blocks() -> Arc<dyn Storage> {
+    let file = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(100 << 20).block_size(1 << 20).create_storage(&*file).unwrap();
+    let options = OpenOptions::new().write(true);
+    let disk = options.open_storage(Arc::clone(&file) as Arc<dyn Storage>).unwrap();
+    for block in [0u64, 20, 50, 99] {
+        disk.write_at(block << 20, &[block as u8 + 1; 4096]).unwrap();
+    }
+    disk.close().unwrap();
+    file
+}
+
+/// A size that somebody gives from memory is not better than the one that the file has: where they differ both are
+/// told, and the result is not called the disk.
+#[test]
+fn sizes_that_contradict_the_files_own_leave_nothing_certain() {
+    let inner = four_blocks();
+    let salvaged = |options| salvage(&inner, &no_damage(), &options);
+    let options = SalvageOptions::new;
+    let same = options().virtual_size(100 << 20).block_size(1 << 20).logical_sector_size(512);
+    assert!(salvaged(same).report().is_whole());
+    for (options, own) in [
+        (options().virtual_size(30 << 20), 100 << 20),
+        (options().block_size(2 << 20), 1 << 20),
+        (options().logical_sector_size(4096), 512),
+    ] {
+        let salvage = salvaged(options);
+        let report = salvage.report();
+        assert!(!report.is_whole(), "{report:#?}");
+        assert!(report.doubts[0].contains(&own.to_string()), "{:?}", report.doubts);
+        let guid = report.found.iter().find(|found| found.what == "DataWriteGuid").unwrap();
+        assert_eq!(guid.trust, Trust::Lost);
+        assert!(own == 100 << 20 || report.fates.count(Fate::Intact) == 0, "{report:#?}");
+    }
+}
+
 /// A file of random bytes holds nothing, and costs no more than a look.
 #[test]
 fn junk_gives_nothing_and_does_no_harm() {

@@ -121,7 +121,7 @@ impl ParentLocator {
         encode(&pairs)
     }
 
-    #[cfg(test)]
+    /// The locator that an item's bytes hold; `None` when they make no sense.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         parse(bytes).ok()
     }

@@ -31,7 +31,8 @@
 //! not. What is lost reads zeros and is listed; in a child it is zeros too, never the parent's old data.
 //!
 //! # Identity
-//! The virtual disk's ID is kept if the metadata has it. The DataWriteGuid, by which children know their
+//! The virtual disk's ID is kept if the metadata has it; else it is that of a parent that was given, and told to be
+//! that. The DataWriteGuid, by which children know their
 //! parent, is kept only if a sound header has it *and* nothing of the disk is lost or guessed: otherwise
 //! children would take this disk for what it is not any more. Everything else that names the file is new.
 //!
@@ -93,6 +94,8 @@ pub struct SalvageOptions {
 struct Parent {
     geometry: Geometry,
     data_write_guid: Guid,
+    /// It and its own parents are what their children name.
+    is_named: bool,
 }
 
 impl SalvageOptions {
@@ -123,11 +126,16 @@ impl SalvageOptions {
         self
     }
 
-    /// The parent of a child. It tells sizes that the child does not tell any more.
+    /// The parent of a child. It tells sizes that the child does not tell any more. What is made then is one disk of
+    /// both, and has an identity of its own.
     #[must_use]
     pub fn parent(mut self, parent: &Image) -> Self {
-        let data_write_guid = parent.headers().current().data_write_guid;
-        self.parent = Some(Parent { geometry: *parent.geometry(), data_write_guid });
+        let identity = |image: &Image| image.headers().current().data_write_guid;
+        let is_named = parent.layers().all(|image| {
+            image.parent().is_none_or(|below| image.wanted_parents().contains(&identity(below)))
+        });
+        let (geometry, data_write_guid) = (*parent.geometry(), identity(parent));
+        self.parent = Some(Parent { geometry, data_write_guid, is_named });
         self
     }
 
@@ -354,7 +362,15 @@ fn find(
     settler.run(&*storage, options.guess_order, &mut writer, report, progress)?;
     let data_write_guid = headers.last().map(|header| header.data_write_guid);
     let data_write_guid = data_write_guid.filter(|_| report.is_whole());
+    let is_flattened = geometry.is_differencing() && options.parent.is_some();
+    let kept = data_write_guid.filter(|_| !is_flattened);
     match data_write_guid {
+        Some(guid) if is_flattened => {
+            let text = format!(
+                "that of the child was {guid}; over its parent the result is another disk, and gets a new one"
+            );
+            report.say("DataWriteGuid", Trust::Sound, None, text);
+        }
         Some(guid) => report.say("DataWriteGuid", Trust::Sound, None, format!("{guid}, kept")),
         None => {
             let text = "the result gets a new one: children of this disk do not know it any more";
@@ -365,7 +381,7 @@ fn find(
     let identity = Identity {
         disk_id: shape.disk_id.unwrap_or_else(|| guids.guid()),
         file_write: guids.guid(),
-        data_write: data_write_guid.unwrap_or_else(|| guids.guid()),
+        data_write: kept.unwrap_or_else(|| guids.guid()),
     };
     let mut items = shape.items.clone();
     if geometry.is_differencing() && !shape.has_locator() {
@@ -376,7 +392,7 @@ fn find(
     layout.finish(&overlay)?;
     let original = (!replayed).then(|| Arc::clone(file));
     let view: Arc<dyn Storage> = Arc::new(View { patched: overlay.freeze(), file: original });
-    Ok(Some(Found { view, shape, data_write_guid }))
+    Ok(Some(Found { view, shape, data_write_guid: kept }))
 }
 
 /// What the file's own tables take, as far as that is known.

@@ -178,6 +178,9 @@ pub struct Report {
     pub known: u64,
     /// Parts of the file that hold data and that nothing names, in whole mebibytes.
     pub orphans: Vec<Range<u64>>,
+    /// What keeps the disk from being had for certain whatever became of its blocks: a parent that nothing vouches for,
+    /// sizes that contradict the file's own.
+    pub doubts: Vec<String>,
     /// What a person should know besides.
     pub remarks: Vec<String>,
     /// Parts of the file that could not be read; they were taken for zeros.
@@ -211,6 +214,7 @@ impl Report {
     pub fn is_whole(&self) -> bool {
         self.geometry.is_some()
             && self.unreadable.is_empty()
+            && self.doubts.is_empty()
             && self.orphaned_bytes() <= CRASHES_LEAVE
             && Fate::ALL.iter().all(|fate| fate.is_certain() || self.fates.count(*fate) == 0)
     }

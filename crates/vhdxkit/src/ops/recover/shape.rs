@@ -11,7 +11,8 @@
 //!   of the file system that fills the disk, and of the last block that the table has an entry for. A disk that
 //!   is a little too long does no harm, one that is too short loses its end.
 //! * **Type**: a child if a block is present in part (or a parent was given), else dynamic.
-//! * **Identity**: never. A disk whose identity is lost gets a new one.
+//! * **Identity**: never. A disk whose identity is lost gets that of its parent, if one was given, which is said; else a
+//!   new one.
 
 use std::sync::Arc;
 
@@ -34,12 +35,15 @@ use crate::view::locator::{ParentLocator, ParentPaths};
 use crate::view::metadata::{MetadataItem, MetadataTable};
 use crate::view::regions::Region;
 
-use super::SalvageOptions;
 use super::history::History;
 use super::looks;
 use super::peek::Peek;
 use super::report::{Report, Trust};
 use super::table::Table;
+use super::{Parent, SalvageOptions};
+
+const NOT_VOUCHED: &str =
+    "nothing vouches for the parent that was given: what shows of it may be of another disk";
 
 /// What the disk is.
 pub(super) struct Shape {
@@ -72,6 +76,8 @@ struct Known {
     logical: Option<u32>,
     physical: Option<u32>,
     disk_id: Option<Guid>,
+    /// The identity is that of the parent that was given.
+    is_id_of_parent: bool,
     items: Vec<Item>,
     /// Items that are marked as required and that nobody here knows, or knows to say that the file is unfinished.
     not_kept: Vec<Guid>,
@@ -103,13 +109,13 @@ pub(super) fn find<'a>(
         });
     }
     let given = take_given(&mut known, options, report);
-    let mut is_guess = false;
+    let mut is_guess = given.contradicts;
     if known.block.is_none()
         || known.size.is_none()
         || known.logical.is_none()
         || known.flags.is_none()
     {
-        is_guess = infer(storage, &mut known, given, table, options, report)?;
+        is_guess |= infer(storage, &mut known, given, table, options, report)?;
     }
     finish(known, is_guess, options, report)
 }
@@ -148,12 +154,20 @@ fn finish(
     } else if let Some(parent) = options.parent.as_ref().filter(|_| !has_locator(&known.items)) {
         let text = "its name is lost: the parent that was given is taken, and nothing tells whether it is the right one";
         report.say("parent", Trust::Given, None, text);
+        report.doubts.push(NOT_VOUCHED.to_owned());
         known.items.extend(locator_to(parent.data_write_guid));
     } else if !has_locator(&known.items) {
         let text = "the disk is a child, and the name of its parent is lost: give it (--parent)";
         report.say("parent", Trust::Lost, None, text);
+        report.doubts.push(text.to_owned());
+    } else if let Some(parent) = &options.parent {
+        judge_parent(&known.items, parent, report);
     }
     match known.disk_id {
+        Some(id) if known.is_id_of_parent => {
+            let text = format!("{id}, that of the parent that was given: the disk's own is lost");
+            report.say("virtual disk id", Trust::Given, None, text);
+        }
         Some(id) => report.say("virtual disk id", Trust::Sound, None, format!("{id}, kept")),
         None => {
             let text =
@@ -162,6 +176,28 @@ fn finish(
         }
     }
     Ok(Some(Shape { geometry, items: known.items, disk_id: known.disk_id, is_guess }))
+}
+
+/// Whether the parent that was given is the one that the disk names.
+fn judge_parent(items: &[Item], parent: &Parent, report: &mut Report) {
+    let locator = items.iter().find(|item| item.id == PARENT_LOCATOR && !item.is_user());
+    let locator = locator.and_then(|item| ParentLocator::parse(&item.data));
+    let named = locator.as_ref().and_then(ParentLocator::linkage);
+    let also = locator.as_ref().and_then(ParentLocator::linkage2);
+    let given = parent.data_write_guid;
+    if named != Some(given) && also != Some(given) {
+        let named = named.map_or_else(|| "nobody".to_owned(), |named| named.to_string());
+        report.doubts.push(format!(
+            "the parent that was given is {given}, and the disk names {named}: what shows of the parent may be of \
+             another disk, or newer"
+        ));
+    } else if !parent.is_named {
+        report.doubts.push(
+            "one of the parents beneath the one that was given is not the one that its child names: what shows of it \
+             may be of another disk, or newer"
+                .to_owned(),
+        );
+    }
 }
 
 /// A locator that names a parent by its DataWriteGuid.
@@ -237,6 +273,7 @@ fn parse(storage: &dyn Storage, region: Region) -> Result<Known> {
         logical,
         physical: items.physical_sector.map(|(size, _)| size),
         disk_id: items.disk_id.filter(|id| !id.is_zero()),
+        is_id_of_parent: false,
         items: Vec::new(),
         not_kept: Vec::new(),
     };
@@ -304,23 +341,42 @@ fn is_disk_size(bytes: u64, sector: u32) -> bool {
 struct Given {
     block: bool,
     logical: bool,
+    /// One of them is not what the file says.
+    contradicts: bool,
+}
+
+/// Takes a value as it was given, with what the file itself says if that is another one. Says whether it is.
+fn give(what: &'static str, value: u64, own: Option<u64>, report: &mut Report) -> bool {
+    match own.filter(|own| *own != value) {
+        Some(own) => {
+            let text = format!("{value}, as given; the file itself says {own}");
+            report.say(what, Trust::Given, None, text);
+            report.doubts.push(format!(
+                "the {what} that was given, {value}, is not the one in the file, {own}: if the file is right, the \
+                 result is wrong"
+            ));
+            true
+        }
+        None => {
+            report.say(what, Trust::Given, None, format!("{value}, as given"));
+            false
+        }
+    }
 }
 
 fn take_given(known: &mut Known, options: &SalvageOptions, report: &mut Report) -> Given {
-    let given = |report: &mut Report, what, value: u64| {
-        report.say(what, Trust::Given, None, format!("{value}, as given"));
-    };
+    let mut contradicts = false;
     if let Some(block) = options.block_size {
-        known.block = Some(block);
-        given(report, "block size", u64::from(block));
+        let own = known.block.replace(block).map(u64::from);
+        contradicts |= give("block size", u64::from(block), own, report);
     }
     if let Some(size) = options.virtual_size {
-        known.size = Some(size);
-        given(report, "disk size", size);
+        // It moves no block; a table that is too short for one is told with the doubt.
+        give("disk size", size, known.size.replace(size), report);
     }
     if let Some(logical) = options.logical_sector {
-        known.logical = Some(logical);
-        given(report, "logical sector size", u64::from(logical));
+        let own = known.logical.replace(logical).map(u64::from);
+        contradicts |= give("logical sector size", u64::from(logical), own, report);
     }
     if let Some(parent) = &options.parent {
         let geometry = parent.geometry;
@@ -342,9 +398,10 @@ fn take_given(known: &mut Known, options: &SalvageOptions, report: &mut Report) 
         }
         if known.disk_id.is_none() {
             known.disk_id = Some(geometry.disk_id()).filter(|id| !id.is_zero());
+            known.is_id_of_parent = known.disk_id.is_some();
         }
     }
-    Given { block: known.block.is_some(), logical: known.logical.is_some() }
+    Given { block: known.block.is_some(), logical: known.logical.is_some(), contradicts }
 }
 
 /// Fills in what is missing from what the table and the disk's contents show. Says whether the places of blocks
