@@ -374,6 +374,37 @@ fn sizes_that_contradict_the_files_own_leave_nothing_certain() {
     }
 }
 
+/// One sector of the disk that a file lies on is 512 bytes: a table can lose that much of a page, and what is left looks
+/// like a page of a table. The log still names the blocks. Of a fixed disk it never has: but there every block has
+/// a place, and a file that holds data that nothing names.
+#[test]
+fn a_table_that_lost_one_sector_is_not_taken_at_its_word() {
+    let inner = four_blocks();
+    let original = OpenOptions::new().open_storage(Arc::clone(&inner)).unwrap();
+    let at = original.regions().bat().offset;
+    for with in [Instead::Zeros, Instead::Junk] {
+        let damage = Damage { with, ..wiped("a sector of the table", &[at..at + 512]) };
+        let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+        let result = salvage.image().unwrap();
+        let had = judge(&original, &salvage, result.as_ref(), &damage);
+        assert_eq!((had.right, had.left), (4, 4), "{with:?}: {:#?}", salvage.report());
+        assert_eq!(salvage.report().fates.count(Fate::Log), 3, "{:#?}", salvage.report().fates);
+    }
+    let fixed = Arc::new(MemoryStorage::empty());
+    CreateOptions::new(100 << 20).block_size(1 << 20).fixed(true).create_storage(&*fixed).unwrap();
+    let disk = OpenOptions::new().open_storage(Arc::clone(&fixed) as Arc<dyn Storage>).unwrap();
+    for block in [0u64, 20, 50, 99] {
+        let place = disk.extents(block << 20..(block << 20) + 512).next().unwrap().unwrap();
+        fixed.write_at(place.file_offset.unwrap(), &[7; 4096]).unwrap();
+    }
+    let at = disk.regions().bat().offset;
+    let inner = fixed as Arc<dyn Storage>;
+    let damage = wiped("a sector of the table", &[at..at + 512]);
+    let salvage = salvage(&inner, &damage, &SalvageOptions::new());
+    assert!(!salvage.report().is_whole(), "{:#?}", salvage.report());
+    assert_eq!(salvage.report().fates.count(Fate::Lost), 64);
+}
+
 /// A file of random bytes holds nothing, and costs no more than a look.
 #[test]
 fn junk_gives_nothing_and_does_no_harm() {

@@ -12,7 +12,7 @@ use crate::format::bat::{
 };
 use crate::image::BatWriter;
 use crate::storage::Storage;
-use crate::view::geometry::{BatSlot, Geometry};
+use crate::view::geometry::{BatSlot, DiskType, Geometry};
 
 use super::super::progress::{Progress, advance};
 use super::looks;
@@ -24,6 +24,9 @@ const BLANK: &str = "the table is blank here, and the file holds data that nothi
 const NO_TABLE: &str = "no table was found";
 const INFERRED: &str = "the sizes that place it are inferred";
 const UNREACHED: &str = "a newer entry of the log says so, behind a damaged one";
+const RESTORED: &str = "the table has lost its entry";
+const NOT_ALL: &str =
+    "a fixed disk has a place for every block, and the file holds data that nothing names";
 const IN_ORDER: &str = "placed by order, a guess";
 
 /// Decides about all blocks of a disk.
@@ -48,6 +51,8 @@ struct Seen {
     any_present: bool,
     /// A part of the table is not what was there.
     any_destroyed: bool,
+    /// A fixed disk, of which every block has a place, and data that no block names.
+    has_homeless: bool,
 }
 
 /// A block's fate and its entry in the new table.
@@ -88,7 +93,9 @@ impl<'a> Settler<'a> {
         }
         report.orphans = self.claims.orphans(storage, progress)?;
         let suspicious = self.seen.any_destroyed || !self.seen.any_present;
-        let blank_is_lost = suspicious && !report.orphans.is_empty();
+        let has_orphans = !report.orphans.is_empty();
+        self.seen.has_homeless = has_orphans && self.geometry.disk_type() == DiskType::Fixed;
+        let blank_is_lost = (suspicious || self.seen.has_homeless) && has_orphans;
         match self.table.take() {
             Some(mut table) => self.decide(&mut table, blank_is_lost, bat, report, progress)?,
             None => {
@@ -202,6 +209,9 @@ impl<'a> Settler<'a> {
         };
         let differencing = self.geometry.is_differencing();
         if !looks::is_present(raw) {
+            if self.seen.has_homeless && state == PayloadState::NotPresent {
+                return Ok(self.lost(NOT_ALL));
+            }
             let (fate, why) = self.trusted(origin, Fate::Absent);
             let entry = if differencing { RawEntry::new(state.to_raw(), 0) } else { RawEntry(0) };
             return Ok(Settled { fate, log_entry: entry_of(origin), why, entry });
@@ -288,6 +298,7 @@ impl<'a> Settler<'a> {
             Origin::Table => self.when_sizes_hold(best, ""),
             Origin::Log(_) if best == Fate::Absent => self.when_sizes_hold(best, ""),
             Origin::Log(_) => self.when_sizes_hold(Fate::Log, ""),
+            Origin::Restored(_) => self.when_sizes_hold(Fate::Log, RESTORED),
             Origin::Older(_) => (Fate::Older, "an older image of the table in the log says so"),
             Origin::Unreached(_) => (Fate::Older, UNREACHED),
             Origin::Doubted(why) => (Fate::Older, why),
@@ -370,9 +381,10 @@ fn is_certain(origin: Origin) -> bool {
 
 fn entry_of(origin: Origin) -> Option<u64> {
     match origin {
-        Origin::Log(sequence) | Origin::Older(sequence) | Origin::Unreached(sequence) => {
-            Some(sequence)
-        }
+        Origin::Log(sequence)
+        | Origin::Restored(sequence)
+        | Origin::Older(sequence)
+        | Origin::Unreached(sequence) => Some(sequence),
         Origin::Table | Origin::Doubted(_) | Origin::Nothing(_) => None,
     }
 }

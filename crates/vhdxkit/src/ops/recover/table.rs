@@ -9,6 +9,8 @@
 //! * **Else the log's newest image**, where it is known to be that: changes are logged before they are made.
 //! * **A page of zeros** is what an unused part of a table looks like, and a wiped one. If an image in the log
 //!   names blocks there it was wiped, as far as anybody can tell: the image is taken.
+//! * **A sector of the disk within a page** may be all that was lost. Entries that are zeros as far as a sector goes, or
+//!   malformed, while the log's newest image names blocks, are taken from there, at places that nobody else has.
 //! * **Older images** are taken for want of anything better, and never as certain.
 //! * When the order of the log's sessions is unknown, an entry on which file and log disagree is not certain
 //!   either.
@@ -32,6 +34,8 @@ const NO_LOG: &str = "the table may lack the last changes: the log that would te
 
 const BEHIND_A_GAP: &str =
     "the table lacks the last changes: newer entries of the log lie behind a damaged one";
+/// Of a disk, the smallest part of a page that is lost at once.
+const ENTRIES_PER_SECTOR: usize = 64;
 const AMID_JUNK: &str = "its part of the table is overwritten, its entry still makes sense";
 const OVERWRITTEN: &str = "the table is overwritten";
 
@@ -53,6 +57,8 @@ pub(super) enum Origin {
     Table,
     /// The newest image in the log, from this entry.
     Log(u64),
+    /// The newest image in the log, of an entry that the file's table has lost.
+    Restored(u64),
     /// An image in the log that may be out of date.
     Older(u64),
     /// An image in the log, newer than what is replayed, behind a damaged entry.
@@ -75,6 +81,8 @@ pub(super) struct Witnessed {
     pub(super) is_blank: bool,
     /// The page in the file is not what was there.
     pub(super) is_destroyed: bool,
+    /// What the log's newest image says of entries that the file's page has lost.
+    remembered: Option<SectorImage>,
     /// It is overwritten in part: only entries that name a place before this end of the file count.
     plausible_before: Option<u64>,
 }
@@ -90,6 +98,12 @@ impl Witnessed {
         if let Origin::Log(_) = self.origin {
             let same = self.in_file.as_ref().is_some_and(|page| of(page) == raw);
             return (raw, if same { Origin::Table } else { self.origin });
+        }
+        if let Some(image) = self.remembered.as_ref().filter(|_| is_gone(&self.bytes, slot)) {
+            let logged = of(&image.bytes);
+            if logged != raw && looks::is_present(logged) && looks::is_well_formed(logged) {
+                return (logged, Origin::Restored(image.sequence));
+            }
         }
         let against = self.doubts.iter().map(|image| (of(&image.bytes), image.sequence));
         let mut against = against.filter(|(other, _)| *other != raw);
@@ -112,6 +126,22 @@ impl Witnessed {
             _ => None,
         }
     }
+}
+
+/// Whether an entry may be gone from a page: the sector of the disk that it lies in is all zeros, or it makes no sense.
+fn is_gone(page: &Page, slot: usize) -> bool {
+    let first = slot.saturating_sub(slot % ENTRIES_PER_SECTOR);
+    let mut sector = looks::entries(page).skip(first).take(ENTRIES_PER_SECTOR);
+    let raw = looks::entries(page).nth(slot).unwrap_or_default();
+    !looks::is_well_formed(raw) || sector.all(|raw| raw.0 == 0)
+}
+
+/// Whether any entry of a page is gone that an image of it names.
+fn lacks(page: &Page, image: &Page) -> bool {
+    let mut pairs = looks::entries(page).zip(looks::entries(image)).enumerate();
+    pairs.any(|(slot, (raw, logged))| {
+        raw != logged && looks::is_present(logged) && is_gone(page, slot)
+    })
 }
 
 /// Whether an entry amid junk is one that was not overwritten, as far as can be told.
@@ -185,9 +215,19 @@ impl<'a> Table<'a> {
             doubts: Vec::new(),
             is_blank: looks == Looks::Zero,
             is_destroyed,
+            remembered: None,
             plausible_before: None,
         };
         let newest = images.first().filter(|image| image.sure);
+        let is_settled = self.reliance.is_complete && !self.reliance.has_gap;
+        if let Some(image) = newest
+            && is_settled
+            && looks == Looks::Table
+            && lacks(&bytes, &image.bytes)
+        {
+            let remembered = Some(image.clone());
+            return Ok(Witnessed { remembered, ..page(bytes, Origin::Table, true) });
+        }
         let says_more = |image: &SectorImage| image.bytes.iter().any(|byte| *byte != 0);
         if let Some(image) = newest
             && (!self.reliance.is_complete
