@@ -165,3 +165,104 @@ fn a_checkpoint_that_has_lost_its_parents_name_asks_for_it() {
     let same = vhdx(&over);
     assert_eq!(same.status.code(), Some(0), "{}", text(&same));
 }
+
+/// Makes a disk, a checkpoint of it and one of that, and takes the last one's headers.
+fn broken_chain(dir: &Path) -> [PathBuf; 3] {
+    let names = ["base.vhdx", "mid.avhdx", "top.avhdx"].map(|name| dir.join(name));
+    let [base, mid, top] = &names;
+    let made = |arguments: &[&str]| {
+        let made = vhdx(arguments);
+        assert!(made.status.success(), "{}", text(&made));
+    };
+    made(&["create", path(base), "20M", "--block-size", "1M"]);
+    made(&["create", path(mid), "--parent", path(base)]);
+    made(&["create", path(top), "--parent", path(mid)]);
+    let mut bytes = fs::read(top).unwrap();
+    bytes[64 << 10..192 << 10].fill(0);
+    fs::write(top, bytes).unwrap();
+    names
+}
+
+/// Whatever is forced: what a damaged checkpoint stands on is not replaced by what is had of it, for that is in no other
+/// file. Neither by the parent's name, nor by another name of it, nor a parent's parent.
+#[test]
+fn no_salvage_takes_the_place_of_a_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, mid, top] = broken_chain(dir.path());
+    let moved = dir.path().join("elsewhere");
+    fs::create_dir(&moved).unwrap();
+    let copy = moved.join("kept.avhdx");
+    fs::copy(&mid, &copy).unwrap();
+    let before = [&base, &mid, &copy].map(|file| fs::read(file).unwrap());
+    for to in [&base, &mid, &copy] {
+        for parent in [&[][..], &["--parent", path(&mid)]] {
+            let arguments = ["recover", path(&top), "--to", path(to), "--force"];
+            let refused = vhdx(&[&arguments[..], parent].concat());
+            assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+            let why = text(&refused);
+            assert!(why.contains("parent") || why.contains("builds on"), "{why}");
+        }
+    }
+    assert!([&base, &mid, &copy].map(|file| fs::read(file).unwrap()) == before);
+    let to = dir.path().join("new.avhdx");
+    let had = vhdx(&["recover", path(&top), "--to", path(&to)]);
+    assert!(to.exists(), "{}", text(&had));
+}
+
+/// A parent that somebody gives to a disk that has none is not passed over in silence.
+#[test]
+fn a_parent_that_is_not_used_is_told() {
+    let parent = sample("clean.vhdx");
+    let looked = vhdx(&["recover", path(&sample("crashed.vhdx")), "--parent", path(&parent)]);
+    let errors = String::from_utf8_lossy(&looked.stderr).into_owned();
+    assert!(errors.contains("is not used"), "{errors}");
+}
+
+/// Somebody who gives a wrong size, or a parent that is another disk, is told so, and by the exit status, too.
+#[test]
+fn words_that_contradict_the_file_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    for option in [["--size", "4M"], ["--block-size", "2M"]] {
+        let looked = vhdx(&[&["recover", path(&sample("clean.vhdx"))][..], &option].concat());
+        assert_eq!(looked.status.code(), Some(3), "{}", text(&looked));
+        assert!(text(&looked).contains("as given; the file itself says"), "{}", text(&looked));
+    }
+    let other = dir.path().join("other.vhdx");
+    fs::copy(sample("clean.vhdx"), &other).unwrap();
+    let sector = dir.path().join("sector");
+    fs::write(&sector, [0xEE; 512]).unwrap();
+    let written = std::process::Command::new(env!("CARGO_BIN_EXE_vhdx"))
+        .args(["write", path(&other), "--offset", "0"])
+        .stdin(fs::File::open(&sector).unwrap())
+        .output()
+        .unwrap();
+    assert!(written.status.success(), "{}", text(&written));
+    let parent = ["--parent", path(&other), "--ignore-parent-id"];
+    let looked = vhdx(&[&["recover", path(&sample("child.vhdx"))][..], &parent].concat());
+    assert_eq!(looked.status.code(), Some(3), "{}", text(&looked));
+    assert!(text(&looked).contains("the disk names"), "{}", text(&looked));
+}
+
+/// An image of another format is named, with the command for it, and not asked for sizes.
+#[test]
+fn an_image_of_another_format_is_called_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let vhd = dir.path().join("disk.vhd");
+    let made = vhdx(&["create", path(&vhd), "8M"]);
+    assert!(made.status.success(), "{}", text(&made));
+    let looked = vhdx(&["recover", path(&vhd)]);
+    assert_eq!(looked.status.code(), Some(1), "{}", text(&looked));
+    assert!(text(&looked).contains("VHD image") && text(&looked).contains("vhdx convert"));
+}
+
+/// What an earlier try has written out stays, and one is told what to do.
+#[test]
+fn orphans_of_an_earlier_try_are_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = wiped("clean.vhdx", dir.path(), 3 << 20..4 << 20);
+    let arguments = ["recover", path(&broken), "--orphans", path(dir.path())];
+    assert_eq!(vhdx(&arguments).status.code(), Some(3));
+    let again = vhdx(&arguments);
+    assert_eq!(again.status.code(), Some(1), "{}", text(&again));
+    assert!(text(&again).contains("another folder"), "{}", text(&again));
+}

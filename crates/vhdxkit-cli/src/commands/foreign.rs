@@ -10,6 +10,8 @@ use vhdxkit::vhd::format::TYPE_FIXED;
 
 use crate::console::{named, quoted, size};
 
+const UNKNOWN: &str = "this is no disk image that is known";
+
 /// A file with nothing of a VHDX in it.
 #[derive(Debug)]
 pub(super) struct Foreign {
@@ -72,9 +74,9 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
         () if length >= 2 << 20 => {
             let command = format!("vhdx recover {name} --to NEW.vhdx");
             let why = "looks for what is left, if it was a VHDX that was overwritten";
-            (false, "this is no disk image that is known", Some((command, why)))
+            (false, UNKNOWN, Some((command, why)))
         }
-        () => (false, "this is no disk image that is known", None),
+        () => (false, UNKNOWN, None),
     };
     Some(Foreign { what: format!("{what}, not a VHDX file"), command, cut: false, known })
 }
@@ -141,6 +143,12 @@ fn has_parts_of_one(file: &mut File, length: u64) -> io::Result<bool> {
 }
 
 impl Foreign {
+    /// Why nothing of a VHDX is looked for in it, and what to type; `None` where it may have been one.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let (command, why) = self.command.as_ref().filter(|_| self.known)?;
+        Some(format!("{}: {command} {why}", self.what))
+    }
+
     /// `asked`: somebody wanted it mended.
     pub(super) fn print(&self, out: &mut impl Write, path: &Path, asked: bool) -> io::Result<()> {
         let mended = if asked { "; nothing was changed" } else { "" };

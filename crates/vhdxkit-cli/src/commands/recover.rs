@@ -13,10 +13,11 @@ use vhdxkit::format::HEADER_SECTION_LENGTH;
 use vhdxkit::ops::import::ImportReport;
 use vhdxkit::ops::recover::{Fate, Report, Salvage, SalvageOptions, Statement};
 use vhdxkit::storage::{FileStorage, OpenMode};
+use vhdxkit::view::geometry::{DiskType, Geometry};
 use vhdxkit::{Image, OpenOptions, ParentPolicy};
 
 use super::convert::same_file;
-use super::{Context, new_file};
+use super::{Context, foreign, new_file};
 use crate::args::RecoverArgs;
 use crate::console::{Bar, count, named, print_json, size, stop_on_signal};
 use crate::failure::{NoParent, begin, exit};
@@ -50,6 +51,18 @@ pub(crate) fn run(args: &RecoverArgs, context: Context) -> anyhow::Result<ExitCo
         Salvage::read(file, &options(args, parent.as_ref()), &mut bar).with_context(failed)?;
     drop(bar);
     let report = salvage.report();
+    if let Some(foreign) = foreign::recognise(&args.image).filter(|_| report.geometry.is_none())
+        && let Some(refusal) = foreign.refusal()
+    {
+        bail!("{}: {refusal}", failed());
+    }
+    if let Some(to) = to.filter(|_| existing.is_some()) {
+        refuse_parents(&args.image, to, parent.as_ref(), &salvage)?;
+    }
+    let is_child = |geometry: Geometry| geometry.disk_type() == DiskType::Differencing;
+    if parent.is_some() && report.geometry.is_some_and(|geometry| !is_child(geometry)) {
+        eprintln!("the disk is no checkpoint: the parent that was given is not used");
+    }
     if !context.json {
         print_report(&args.image, report)?;
     }
@@ -96,6 +109,44 @@ fn judge(to: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
     Ok(existing)
 }
 
+/// Whatever is forced: a disk that the damaged one stands on is not replaced by what is had of that one.
+fn refuse_parents(
+    image: &Path,
+    to: &Path,
+    parent: Option<&Image>,
+    salvage: &Salvage,
+) -> anyhow::Result<()> {
+    let found = salvage.image()?;
+    let locator = found.as_ref().and_then(Image::parent_locator);
+    let named = locator.and_then(|locator| locator.get("relative_path"));
+    let beside = image.canonicalize().unwrap_or_else(|_| image.to_owned());
+    let named = named.map(|name| {
+        beside.parent().unwrap_or_else(|| Path::new(".")).join(name.replace('\\', "/"))
+    });
+    let lenient = OpenOptions::new().force_share(true).without_log(true).ignore_parent_id(true);
+    let chain = named.as_ref().and_then(|path| {
+        let all = lenient.clone().parents(ParentPolicy::Follow).open(path);
+        all.or_else(|_| lenient.clone().without_parents().open(path)).ok()
+    });
+    let opened = parent.into_iter().chain(&chain).flat_map(Image::layers);
+    let mut layers = opened.filter_map(Image::path).chain(named.as_deref());
+    let is_layer = layers.any(|layer| same_file(layer, to));
+    let is_named = || {
+        let target = lenient.clone().without_parents().open(to).ok()?;
+        let identity = Some(target.headers().current().data_write_guid);
+        let locator = locator?;
+        Some(locator.linkage() == identity || locator.linkage2() == identity)
+    };
+    if is_layer || is_named().unwrap_or_default() {
+        bail!(
+            "{} is a parent of the damaged disk, which cannot be had without it: it is not replaced; choose another \
+             name for --to",
+            to.display()
+        );
+    }
+    Ok(())
+}
+
 fn open_parent(args: &RecoverArgs, options: &OpenOptions) -> anyhow::Result<Option<Image>> {
     let Some((first, rest)) = args.parents.split_first() else { return Ok(None) };
     let options = rest.iter().fold(options.clone(), |options, path| options.parent(path));
@@ -128,6 +179,13 @@ fn extract_orphans(salvage: &Salvage, folder: &Path, context: Context) -> anyhow
     for run in orphans {
         let path = folder.join(format!("orphan-{:#014x}.raw", run.start));
         let failed = || format!("cannot write {}", path.display());
+        if path.exists() {
+            bail!(
+                "{}: it is there already; give --orphans another folder, or remove what an earlier try has left in \
+                 this one",
+                failed()
+            );
+        }
         let file = File::options().write(true).create_new(true).open(&path);
         let mut out = BufWriter::new(file.with_context(failed)?);
         salvage.extract(run.clone(), &mut out, &mut bar).with_context(failed)?;
@@ -148,6 +206,9 @@ fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
             &format!("{what}{place}: {text}"),
         )?;
     }
+    for doubt in &report.doubts {
+        print_wrapped(&mut out, "  doubt     ", doubt)?;
+    }
     for remark in &report.remarks {
         print_wrapped(&mut out, "  note      ", remark)?;
     }
@@ -162,6 +223,10 @@ fn print_report(path: &Path, report: &Report) -> anyhow::Result<()> {
     )?;
     for fate in Fate::ALL.into_iter().filter(|fate| report.fates.count(*fate) > 0) {
         print_fate(&mut out, report, fate)?;
+    }
+    if report.fates.unlisted > 0 {
+        let blocks = count(report.fates.unlisted, "block", "blocks");
+        writeln!(out, "  the last {blocks} are counted, and not listed one by one")?;
     }
     Ok(())
 }
@@ -324,10 +389,13 @@ fn as_json(
         "whole": whole,
         "file_size": report.file_size,
         "found": found,
+        "doubts": report.doubts,
         "remarks": report.remarks,
         "disk": disk,
         "blocks": blocks,
         "runs": runs,
+        // `runs` and `lost` end before the last blocks of the disk, so many of them.
+        "runs_complete": report.fates.unlisted == 0,
         "unlisted": report.fates.unlisted,
         "lost": ranges(&lost),
         "recovered_bytes": report.recovered,
