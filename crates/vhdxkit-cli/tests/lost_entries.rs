@@ -46,6 +46,12 @@ fn what_a_table_has_lost_is_told_and_not_given_back() {
         let told = vhdx(&["check", &image]).exits_with(3);
         assert!(told.contains("W-NAMELESS") && told.contains(&bytes.to_string()), "{told}");
         assert!(told.contains(&format!("vhdx recover {image} --orphans DIR")), "{told}");
+        // Not compacting was said, and a guest that went on took the space all the same.
+        let words = told.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            words.contains("Do not compact before, nor write to the disk, nor start"),
+            "{words}"
+        );
         let before = std::fs::read(&image).unwrap();
         for arguments in [&["compact", "--dry-run", &image][..], &["compact", &image]] {
             let told = vhdx(arguments).fails_with(1);

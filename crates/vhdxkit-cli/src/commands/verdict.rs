@@ -130,9 +130,10 @@ fn what_to_type(
         lines.push((orphans, why.into()));
     }
     if outlook.nameless == 0 && bad().any(|found| matches!(found, Defect::NamelessData { .. })) {
-        let why =
-            "if anything is missing: copies out what nothing names. Do not compact before".into();
-        lines.push((format!("vhdx recover {file} --orphans DIR"), why));
+        // New blocks are put where none is known.
+        let why = "if anything is missing: copies out what nothing names. Do not compact before, nor write to the disk, \
+                   nor start its machine: that takes the space, too";
+        lines.push((format!("vhdx recover {file} --orphans DIR"), why.into()));
         let why = "tries to find the lost entries, too: the log may still tell them".into();
         lines.push((format!("vhdx recover {file} --to NEW.vhdx"), why));
     }
