@@ -319,6 +319,36 @@ fn large_blocks_that_keep_free_space_are_pointed_out() {
     assert!(!zeros_only.contains(elsewhere), "{zeros_only}");
 }
 
+/// The one checkpoint of a disk was damaged, and so the disk had none: compacted, it was another disk, which the
+/// checkpoint, recovered, did not know.
+#[test]
+fn a_checkpoint_that_cannot_be_read_keeps_its_parent_from_being_compacted() {
+    if !have("mkfs.ext4") {
+        return;
+    }
+    let dir = Workdir::new();
+    let (raw, image, child) = (dir.path("raw"), dir.path("d.vhdx"), dir.path("c.avhdx"));
+    std::fs::write(&raw, vec![0xA5; 64 << 20]).unwrap();
+    sh("mkfs.ext4 -q -F -E nodiscard $f", &[("f", &raw)]);
+    vhdx(&["convert", &raw, &image, "--block-size", "1M"]).succeeds();
+    vhdx(&["create", &child, "--parent", &image]).succeeds();
+    let before = std::fs::read(&image).unwrap();
+    for what in ["would not know it any more", "cannot tell whether"] {
+        for arguments in [&["compact", &image][..], &["compact", "-n", &image]] {
+            let said = vhdx(arguments).fails_with(1);
+            assert!(said.contains(what) && said.contains("c.avhdx"), "{said}");
+        }
+        assert!(std::fs::read(&image).unwrap() == before);
+        // Both region tables.
+        let file = File::options().write(true).open(&child).unwrap();
+        file.write_all_at(&[0; 0x2_0000], 0x3_0000).unwrap();
+    }
+    // Zeros alone change nothing that the checkpoint shows.
+    vhdx(&["compact", "--free-space", "none", &image]).succeeds();
+    vhdx(&["compact", "--force", &image]).succeeds();
+    assert!((std::fs::metadata(&image).unwrap().len() as usize) < before.len());
+}
+
 /// What a journal has not written yet is nobody's but the file system's.
 #[test]
 fn a_file_system_that_was_not_unmounted_gives_nothing_away() {

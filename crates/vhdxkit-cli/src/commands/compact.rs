@@ -13,7 +13,7 @@ use vhdxkit::ops::compact::{CompactOptions, Observer, Plan, Tally, compact, plan
 use vhdxkit::{ErrorKind, OpenOptions};
 
 use super::Context;
-use super::children::require_none_builds_on;
+use super::children::{NOT_ASKED, require_no_children_of};
 use super::ls;
 use super::small_blocks::LargeBlocks;
 use super::write::{change_tracking, is_replayed_to_write, warn_of_change_tracking};
@@ -214,7 +214,7 @@ fn require_no_children(
     if !plan.is_visible() || force {
         return Ok(());
     }
-    require_none_builds_on(path, identity, |children| {
+    require_no_children_of(path, identity, NOT_ASKED, |children| {
         format!(
             "{children}, made of this disk or of a copy of it, would not know it any more when free blocks go: \
              compact the newest checkpoint instead, or give back zeros only (--free-space none); --force does it \

@@ -19,10 +19,36 @@ pub(super) struct Foreign {
     pub(super) what: String,
     /// What can be typed, and what for.
     command: Option<(String, &'static str)>,
-    /// The start of a VHDX: what it is not, then, is whole.
-    cut: bool,
+    kind: Kind,
+}
+
+/// What a file without anything of a VHDX can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Empty,
+    /// The first bytes of a VHDX: what it is not, then, is whole.
+    Cut,
     /// By its contents an image of another format, beyond doubt.
-    known: bool,
+    Other,
+    /// It looks like something else, and may be that by chance.
+    Likely,
+    Unknown,
+}
+
+/// Whether a file has the name of a checkpoint.
+pub(super) fn is_named_checkpoint(path: &Path) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case("avhdx"))
+}
+
+/// Whether a file that cannot be read as an image is plainly none. One named like a checkpoint may have been
+/// one whatever it holds by now, unless that is of another format.
+pub(super) fn is_plainly_none(path: &Path) -> bool {
+    let checkpoint = is_named_checkpoint(path);
+    recognise(path).is_some_and(|found| match found.kind {
+        Kind::Empty | Kind::Other => true,
+        Kind::Cut => false,
+        Kind::Likely | Kind::Unknown => !checkpoint,
+    })
 }
 
 /// What the file is; `None` for whatever is, or may have been, a VHDX, and for what cannot be read.
@@ -32,14 +58,14 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
     let length = file.metadata().ok()?.len();
     if length == 0 {
         let what = "the file is empty".to_owned();
-        return Some(Foreign { what, command: None, cut: true, known: false });
+        return Some(Foreign { what, command: None, kind: Kind::Empty });
     }
     let start = bytes_at(&mut file, 0, 512).ok()?;
     if start.starts_with(b"vhdxfile") && length < HEADER_SECTION_LENGTH {
         let left = size(length);
         let what =
             format!("of this VHDX file only the first {left} are left, the rest was cut off");
-        return Some(Foreign { what, command: None, cut: true, known: false });
+        return Some(Foreign { what, command: None, kind: Kind::Cut });
     }
     if start.starts_with(b"vhdxfile") || has_parts_of_one(&mut file, length).ok()? {
         return None;
@@ -53,32 +79,34 @@ pub(super) fn recognise(path: &Path) -> Option<Foreign> {
     };
     let other = format!("qemu-img convert -O vhdx {name} NEW.vhdx");
     let other = Some((other, "makes a VHDX of it; this program does not read that format"));
-    let (known, what, command) = match () {
-        () if start.starts_with(b"QFI\xfb") => (true, "this is a qcow2 image", convert("qcow2")),
+    let (kind, what, command) = match () {
+        () if start.starts_with(b"QFI\xfb") => {
+            (Kind::Other, "this is a qcow2 image", convert("qcow2"))
+        }
         () if start.starts_with(b"conectix") || footer.starts_with(b"conectix") => {
             return Some(vhd(path, &start, &footer));
         }
         () if start.starts_with(b"KDMV") || start.starts_with(b"# Disk DescriptorFile") => {
-            (true, "this is a VMDK image", other)
+            (Kind::Other, "this is a VMDK image", other)
         }
         () if start.get(64..68) == Some(&[0x7F, 0x10, 0xDA, 0xBE][..]) => {
-            (true, "this is a VDI image", other)
+            (Kind::Other, "this is a VDI image", other)
         }
         () if start.get(510..512) == Some(&[0x55, 0xAA][..]) => {
-            (false, "this looks like a raw disk", convert("raw"))
+            (Kind::Likely, "this looks like a raw disk", convert("raw"))
         }
         () if is_vhd_name(path) && header != b"cxsparse" && length.is_multiple_of(512) => {
             let what = "this is named like a VHD and has lost its footer";
-            (false, what, Some(bytes_of_fixed(path)))
+            (Kind::Likely, what, Some(bytes_of_fixed(path)))
         }
         () if length >= 2 << 20 => {
             let command = format!("vhdx recover {name} --to NEW.vhdx");
             let why = "looks for what is left, if it was a VHDX that was overwritten";
-            (false, UNKNOWN, Some((command, why)))
+            (Kind::Unknown, UNKNOWN, Some((command, why)))
         }
-        () => (false, UNKNOWN, None),
+        () => (Kind::Unknown, UNKNOWN, None),
     };
-    Some(Foreign { what: format!("{what}, not a VHDX file"), command, cut: false, known })
+    Some(Foreign { what: format!("{what}, not a VHDX file"), command, kind })
 }
 
 /// A file with the cookie of a VHD's footer. It is converted if it opens; if not, a fixed disk is still its bytes.
@@ -100,7 +128,7 @@ fn vhd(path: &Path, start: &[u8], footer: &[u8]) -> Foreign {
             (format!("a VHD image that does not open ({problem})"), None)
         }
     };
-    Foreign { what: format!("this is {what}, not a VHDX file"), command, cut: false, known: true }
+    Foreign { what: format!("this is {what}, not a VHDX file"), command, kind: Kind::Other }
 }
 
 /// What to type for a fixed VHD without a good footer.
@@ -116,7 +144,9 @@ fn is_vhd_name(path: &Path) -> bool {
 
 /// Refuses a file that is an image of another format beyond doubt: a picture of it as a VHDX would tell nothing true.
 pub(super) fn refuse_other_formats(path: &Path) -> anyhow::Result<()> {
-    let Some(foreign) = recognise(path).filter(|foreign| foreign.known) else { return Ok(()) };
+    let Some(foreign) = recognise(path).filter(|foreign| foreign.kind == Kind::Other) else {
+        return Ok(());
+    };
     let next = foreign.command.map(|(command, why)| format!("; `{command}` {why}"));
     anyhow::bail!("{}: {}{}", named(path), foreign.what, next.unwrap_or_default())
 }
@@ -145,7 +175,7 @@ fn has_parts_of_one(file: &mut File, length: u64) -> io::Result<bool> {
 impl Foreign {
     /// Why nothing of a VHDX is looked for in it, and what to type; `None` where it may have been one.
     pub(super) fn refusal(&self) -> Option<String> {
-        let (command, why) = self.command.as_ref().filter(|_| self.known)?;
+        let (command, why) = self.command.as_ref().filter(|_| self.kind == Kind::Other)?;
         Some(format!("{}: {command} {why}", self.what))
     }
 
@@ -153,7 +183,7 @@ impl Foreign {
     pub(super) fn print(&self, out: &mut impl Write, path: &Path, asked: bool) -> io::Result<()> {
         let mended = if asked { "; nothing was changed" } else { "" };
         writeln!(out, "{}: {}{mended}", named(path), self.what)?;
-        if self.cut {
+        if matches!(self.kind, Kind::Empty | Kind::Cut) {
             writeln!(out, "\n  What is safe    nothing of the disk's contents is in this file")?;
             writeln!(
                 out,

@@ -33,4 +33,4 @@ pub use options::OpenOptions;
 pub(crate) use parents::{judge, leads_to};
 pub(crate) use place::{VHD_NAMES, is_image_name, is_named};
 pub use policy::ParentPolicy;
-pub use search::{FoundImage, FoundVhd, images_in, vhds_in};
+pub use search::{FoundImage, FoundVhd, Searched, UnreadFile, images_in, search_folder, vhds_in};

@@ -53,20 +53,55 @@ impl FoundVhd {
     }
 }
 
-/// The images in a folder, not in folders below it: files named `.vhdx` or `.avhdx` that can be read as
-/// such, sorted by name. Files in use are looked at all the same.
+/// A file that is named like an image and could not be read as one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnreadFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Why it could not be read. It may be no image at all.
+    pub why: Error,
+}
+
+/// What a search of a folder came across, sorted by name.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Searched {
+    /// The images.
+    pub images: Vec<FoundImage>,
+    /// What may be images, too: whose children they are, nobody can tell.
+    pub unread: Vec<UnreadFile>,
+}
+
+/// Looks at all files in a folder, not in folders below it, that are named `.vhdx` or `.avhdx`. Files in use are
+/// looked at all the same.
 ///
 /// # Errors
 /// The folder cannot be read, or holds too many images
 /// ([`MAX_SEARCHED_FILES`]).
-pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
-    Ok(files_named(folder, &VHDX_NAMES)?.into_iter().filter_map(look_at).collect())
+pub fn search_folder(folder: &Path) -> Result<Searched> {
+    let mut searched = Searched::default();
+    for path in files_named(folder, &VHDX_NAMES)? {
+        let looked = look_at(&path);
+        let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);
+        match looked {
+            Ok(image) => searched.images.push(FoundImage {
+                path,
+                data_write_guid: identity(&image),
+                parents: image.wanted_parents(),
+            }),
+            // Gone since it was listed.
+            Err(why) if is_missing(&why) => {}
+            Err(why) => searched.unread.push(UnreadFile { path, why }),
+        }
+    }
+    Ok(searched)
 }
 
-/// The VHDs in a folder, likewise: files named `.vhd` or `.avhd`.
+/// The VHDs in a folder, likewise: files named `.vhd` or `.avhd` that can be read as such.
 ///
 /// # Errors
-/// As [`images_in`].
+/// As [`search_folder`].
 pub fn vhds_in(folder: &Path) -> Result<Vec<FoundVhd>> {
     Ok(files_named(folder, &VHD_NAMES)?.into_iter().filter_map(look_at_vhd).collect())
 }
@@ -91,13 +126,23 @@ fn files_named(folder: &Path, names: &Names) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// `None` for what is no image, or none that can be read.
-fn look_at(path: PathBuf) -> Option<FoundImage> {
-    let file = open_image(&path, &VHDX_NAMES).ok()?;
-    let file = FileStorage::take(file, OpenMode::ReadOnly { force_share: true }).ok()?;
-    let image = open_layer(Arc::new(file), DirtyLog::MayBeInvalid).ok()?;
-    let path = path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path);
-    Some(FoundImage { path, data_write_guid: identity(&image), parents: image.wanted_parents() })
+/// The images in a folder, as [`search_folder`] finds them, without what cannot be read.
+///
+/// # Errors
+/// As there.
+pub fn images_in(folder: &Path) -> Result<Vec<FoundImage>> {
+    search_folder(folder).map(|searched| searched.images)
+}
+
+fn look_at(path: &Path) -> Result<Image> {
+    let file =
+        open_image(path, &VHDX_NAMES).map_err(|e| Error::io_whole("cannot open the file", e))?;
+    let file = FileStorage::take(file, OpenMode::ReadOnly { force_share: true })?;
+    open_layer(Arc::new(file), DirtyLog::MayBeInvalid)
+}
+
+fn is_missing(error: &Error) -> bool {
+    error.io_error().is_some_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
 /// Likewise of a VHD.
