@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,13 +16,25 @@ use vhdxkit::storage::{FileStorage, OpenMode};
 use vhdxkit::{Image, OpenOptions, ParentPolicy};
 
 fn write(image: &str, offset: u64, bytes: &[u8]) {
-    let mut child = Run::command(&["write", image, "--offset", &offset.to_string()])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(bytes).unwrap();
-    assert!(child.wait().unwrap().success());
+    let (status, errors) = try_write(image, &["--offset", &offset.to_string()], bytes);
+    assert_eq!(status, 0, "{errors}");
+}
+
+/// The exit status, and what was said.
+fn try_write(image: &str, more: &[&str], bytes: &[u8]) -> (i32, String) {
+    let input = tempfile::tempfile().unwrap();
+    (&input).write_all(bytes).unwrap();
+    (&input).rewind().unwrap();
+    let mut command = Run::command(&["write", image]);
+    let output = command.args(more).stdin(input).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Zeros over both region tables: no part of the image is found any more, and all of it can be recovered.
+fn lose_region_tables(image: &str) {
+    let mut file = File::options().write(true).open(image).unwrap();
+    file.seek(SeekFrom::Start(0x3_0000)).unwrap();
+    file.write_all(&[0; 0x2_0000]).unwrap();
 }
 
 /// base.vhdx <- one.avhdx
@@ -63,7 +76,7 @@ fn a_parent_that_was_written_to() {
     let dir = Workdir::new();
     let [base, one] = pair(&dir);
     let wanted = identity(&base);
-    write(&base, 0, &[9; 512]);
+    try_write(&base, &["--force"], &[9; 512]);
     let found = identity(&base);
     read_says(&one, &[], &[&one, &wanted, &found, &base, "--ignore-parent-id"]);
 }
@@ -215,4 +228,125 @@ fn a_merge_that_is_killed_goes_on_where_it_was() {
     assert_eq!(shown(&base), expected);
     assert!(!Path::new(&one).exists());
     vhdx(&["check", &base]).succeeds();
+}
+
+/// `write` and `resize` took the parent away from a checkpoint beside the image, and ended with status 0.
+#[test]
+fn a_disk_with_checkpoints_is_written_and_resized_at_the_users_word_only() {
+    let dir = Workdir::new();
+    // Its log waits: not even that is replayed.
+    let base = dir.copy("crashed.vhdx");
+    let child = dir.path("child.avhdx");
+    vhdx(&["create", &child, "--parent", &base]).succeeds();
+    let before = dir.fingerprint(&base);
+    let (status, said) = try_write(&base, &[], &[7; 4096]);
+    assert_eq!(status, 1, "{said}");
+    for part in ["child.avhdx builds on it", "--force writes all the same", "nothing was changed"] {
+        assert!(said.contains(part), "{part} is missing in: {said}");
+    }
+    let said = vhdx(&["resize", &base, "+1G"]).fails_with(1);
+    assert!(said.contains("child.avhdx builds on it") && said.contains("--force"), "{said}");
+    assert!(!said.contains("cuts off"), "{said}");
+    // The word is the one that cuts off data: that is said before anything else is.
+    let said = vhdx(&["resize", &base, "1M"]).fails_with(1);
+    assert!(said.contains("child.avhdx builds on it") && said.contains("cuts off"), "{said}");
+    assert!(dir.fingerprint(&base) == before, "the parent was changed");
+    vhdx(&["read", &child, "--length", "512"]).succeeds();
+    // The newest is written as before, and the disk by force. What is lost by `resize` is named.
+    write(&child, 0, &[7; 4096]);
+    vhdx(&["resize", &child, "+1G"]).succeeds();
+    let (_, said) = vhdx(&["resize", "--force", &base, "+1G"]).succeeds_with_errors();
+    let again = format!("vhdx relink {child} --parent {base} --ignore-parent-id");
+    assert!(said.contains(&again), "{said}");
+    read_says(&child, &[], &["was written to since"]);
+    vhdx(&["relink", &child, "--parent", &base, "--ignore-parent-id"]).succeeds();
+    // The size that it has changes nothing.
+    let size = json(&vhdx(&["info", "--json", &base]).succeeds())["virtual_size"].to_string();
+    vhdx(&["resize", &base, &size]).succeeds();
+    vhdx(&["read", &child, "--length", "512"]).succeeds();
+    let (status, said) = try_write(&base, &["--force"], &[7; 4096]);
+    assert_eq!(status, 0, "{said}");
+    read_says(&child, &[], &["was written to since"]);
+}
+
+/// A damaged checkpoint counted as none: its disk was changed, and what could have been recovered of it had no
+/// parent any more.
+#[test]
+fn a_checkpoint_that_cannot_be_read_may_be_a_child() {
+    let dir = Workdir::new();
+    let [base, one] = pair(&dir);
+    lose_region_tables(&one);
+    let refuses = |child: &str| {
+        let before = dir.fingerprint(&base);
+        let (status, said) = try_write(&base, &[], &[7; 512]);
+        assert_eq!(status, 1, "{said}");
+        let set = ["set", &base, "--physical-sector-size", "512"];
+        let mut all = vec![said];
+        all.push(vhdx(&set).fails_with(1));
+        all.push(vhdx(&["resize", &base, "30M"]).fails_with(1));
+        let said = vhdx(&["resize", &base, "1M"]).fails_with(1);
+        assert!(said.contains("cuts off"), "{said}");
+        all.push(said);
+        #[cfg(target_os = "linux")]
+        all.push(vhdx(&["serve", &base, "--run", "true"]).fails_with(1));
+        let tell = format!("cannot tell whether {child} builds on it");
+        for said in all {
+            assert!(said.contains(&tell) && said.contains("--force"), "{said}");
+        }
+        assert!(dir.fingerprint(&base) == before, "the parent was changed");
+    };
+    refuses(&one);
+    // A name like that of a disk, too, while it has anything of a VHDX; like a checkpoint's, even if it has not.
+    let renamed = dir.path("one.vhdx");
+    std::fs::rename(&one, &renamed).unwrap();
+    refuses(&renamed);
+    std::fs::remove_file(&renamed).unwrap();
+    std::fs::write(&one, [0xAB; 4096]).unwrap();
+    refuses(&one);
+    // What is plainly something else does not count.
+    std::fs::remove_file(&one).unwrap();
+    std::fs::write(dir.path("empty.avhdx"), []).unwrap();
+    std::fs::write(dir.path("other.avhdx"), [b"QFI\xfb".as_slice(), &[0; 600]].concat()).unwrap();
+    std::fs::write(dir.path("notes.vhdx"), "to be made").unwrap();
+    write(&base, 0, &[7; 512]);
+    // Force does not ask.
+    std::fs::write(&one, [0xAB; 4096]).unwrap();
+    let (status, said) = try_write(&base, &["--force"], &[7; 512]);
+    assert_eq!(status, 0, "{said}");
+    vhdx(&["set", &base, "--physical-sector-size", "512", "--force"]).succeeds();
+}
+
+/// A damaged disk that builds on nothing, and a damaged checkpoint of another one, lie beside many: they hinder nobody.
+#[test]
+fn what_names_another_parent_or_none_is_no_child() {
+    let dir = Workdir::new();
+    let [base, one] = pair(&dir);
+    lose_region_tables(&base);
+    lose_region_tables(&one);
+    let fresh = dir.path("fresh.vhdx");
+    vhdx(&["create", &fresh, "16M"]).succeeds();
+    write(&fresh, 0, &[7; 512]);
+}
+
+/// An image's own parents are not its children, however damaged: what is said is that they are missing.
+#[test]
+fn a_parent_that_cannot_be_read_is_no_child() {
+    let dir = Workdir::new();
+    let [base, one] = pair(&dir);
+    let two = dir.path("two.avhdx");
+    vhdx(&["create", &two, "--parent", &one]).succeeds();
+    lose_region_tables(&base);
+    for image in [&one, &two] {
+        if image == &one {
+            std::fs::rename(&two, dir.path("two.elsewhere")).unwrap();
+        } else {
+            std::fs::rename(dir.path("two.elsewhere"), &two).unwrap();
+        }
+        let (status, said) = try_write(image, &[], &[7; 512]);
+        assert_eq!(status, 5, "{said}");
+        for arguments in [&["set", image, "--new-disk-id"][..], &["resize", image, "30M"]] {
+            let said = vhdx(arguments).fails_with(5);
+            assert!(!said.contains("cannot tell"), "{said}");
+        }
+    }
 }

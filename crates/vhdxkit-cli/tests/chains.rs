@@ -11,7 +11,8 @@ use common::{Run, Workdir, json, vhdx};
 const MIB: u64 = 1 << 20;
 
 fn write(image: &str, offset: u64, byte: u8, length: usize) {
-    let mut child = Run::command(&["write", image, "--offset", &offset.to_string()])
+    // At the user's word: some are parents.
+    let mut child = Run::command(&["write", "--force", image, "--offset", &offset.to_string()])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -165,6 +165,9 @@ pub(crate) struct WriteArgs {
     /// First byte: a multiple of the disk's logical sector size.
     #[arg(long, default_value = "0", value_parser = parse_size)]
     pub(crate) offset: u64,
+    /// Write although other images build on this one, which cannot be read any more then.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) parents: ParentArgs,
 }
@@ -177,7 +180,8 @@ pub(crate) struct ResizeArgs {
     /// `100G`; or a difference: `+20G`, `-5G` (after `--`); or `min`, as small as what it holds allows.
     #[arg(allow_hyphen_values = true, value_parser = parse_new_size)]
     pub(crate) size: NewSize,
-    /// Cut off data and partitions.
+    /// Cut off data and partitions; resize although other images build on this one, which do not know it any
+    /// more then.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

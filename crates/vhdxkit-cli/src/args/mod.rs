@@ -159,7 +159,8 @@ Examples:
 
 Offset and length must be multiples of the disk's sector size; of a file on stdin that is known before \
 anything is written. What was written is durable when the command ends with status 0; when it is \
-killed, the image opens and each sector is old or new.")]
+killed, the image opens and each sector is old or new. A disk that checkpoints beside it build on is \
+refused: write to the newest of them.")]
     Write(WriteArgs),
     /// Give a disk another size.
     #[command(before_help = "\
@@ -169,7 +170,8 @@ Examples:
   vhdx resize disk.vhdx -- -5G    smaller by that much
   vhdx resize disk.vhdx min       as small as what it holds allows
 
-A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force. \
+A crash leaves the old size or the new one. Cutting off data, or part of a partition, takes --force; so does a \
+disk that checkpoints beside it build on, and do not know any more then: resize the newest of them. \
 After growing, enlarge the partition and its file system inside the guest. `min` keeps every partition, \
 file system and byte that is not zero: shrink those in the guest first. A GPT has a second copy at the end \
 of the disk, which has to be cut off with --force and made anew by `sgdisk -e` before the guest starts: \

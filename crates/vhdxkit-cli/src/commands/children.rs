@@ -10,7 +10,7 @@ use vhdxkit::format::Guid;
 use vhdxkit::{OpenOptions, ParentPolicy};
 
 use super::foreign::{is_named_checkpoint, is_plainly_none};
-use crate::console::quoted;
+use crate::console::{named, quoted};
 
 /// What `--force` mostly does.
 pub(super) const NOT_ASKED: &str = "--force does not ask";
@@ -157,6 +157,20 @@ fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
+/// Names the children that an image is about to lose, at its user's word.
+pub(super) fn warn_of_children(path: &Path, identity: Guid) {
+    let Ok((_, found)) = beside(path, NOT_ASKED) else { return };
+    for child in children_of(&found, identity) {
+        eprintln!(
+            "warning: {} builds on it, and does not know it any more: `vhdx relink {} --parent {} \
+             --ignore-parent-id` joins them again, at your word",
+            named(child),
+            quoted(child),
+            quoted(path)
+        );
+    }
+}
+
 /// The sentence for a server that would let a guest write. Serving changes what the children stand on.
 #[cfg(target_os = "linux")]
 pub(super) fn writing_would_lose(children: &str) -> String {
@@ -167,5 +181,16 @@ pub(super) fn writing_would_lose(children: &str) -> String {
     format!(
         "{children} {verb} on it: writing to it would make {them} unreadable; --read-only or --snapshot shows \
          it, --force writes all the same"
+    )
+}
+
+/// The sentence for a command that changes the image itself. `what`, as in "writing to it"; `force`, what it does.
+pub(super) fn changing_would_lose(what: &str, force: &str, children: &str) -> String {
+    let (verb, them) = match children.contains(", ") {
+        true => ("build", "them"),
+        false => ("builds", children),
+    };
+    format!(
+        "{children} {verb} on it: {what} would make {them} unreadable; take the newest checkpoint instead; {force}"
     )
 }

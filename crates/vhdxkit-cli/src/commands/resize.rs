@@ -9,6 +9,7 @@ use vhdxkit::ops::smallest::smallest_size;
 use vhdxkit::{Image, OpenOptions, Shrink};
 
 use super::Context;
+use super::children::{changing_would_lose, require_no_children_of, warn_of_children};
 use super::second_gpt::{self, SecondGpt};
 use super::write::{is_replayed_to_write, warn_of_change_tracking};
 use crate::args::{NewSize, ResizeArgs};
@@ -19,7 +20,10 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot resize {}", args.image.display());
     // Looked at first: a size that cannot be does not even replay the log.
     let image = args.parents.over(OpenOptions::new()).open(&args.image)?;
-    judge(&image, args).with_context(failed)?;
+    let new = wanted(args.size, &image).with_context(failed)?;
+    // Before anything else is refused: the same word, --force, goes on there, and would lose the children.
+    require_no_children(&image, new, args).with_context(failed)?;
+    judge(&image, new, args).with_context(failed)?;
     let replays = is_replayed_to_write(&image);
     drop(image);
     if replays {
@@ -27,7 +31,8 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     }
     let mut image = args.parents.over(OpenOptions::new().write(true)).open(&args.image)?;
     let old = image.virtual_size();
-    let new = judge(&image, args).with_context(failed)?;
+    let new = wanted(args.size, &image).with_context(failed)?;
+    judge(&image, new, args).with_context(failed)?;
     let second_gpt = SecondGpt::in_the_way(&image).with_context(failed)?;
     let was_gone = second_gpt::is_gone(&image).with_context(failed)?;
     let cut = cut_by(&image, new).with_context(failed)?;
@@ -35,6 +40,7 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     let before = image.file_size();
     let shrink = if args.force { Shrink::Anything } else { Shrink::ZerosOnly };
     if new != old {
+        warn_of_children(&args.image, image.headers().current().data_write_guid);
         begin();
     }
     let report = image.resize(new, shrink).with_context(failed);
@@ -87,17 +93,32 @@ pub(crate) fn run(args: &ResizeArgs, context: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The size to be, unless it is none or cuts a partition.
-fn judge(image: &Image, args: &ResizeArgs) -> anyhow::Result<u64> {
+/// Refuses a disk that others build on: with another size it is another disk to them.
+fn require_no_children(image: &Image, new: u64, args: &ResizeArgs) -> anyhow::Result<()> {
     let old = image.virtual_size();
-    let new = wanted(args.size, image)?;
+    if args.force || new == old {
+        return Ok(());
+    }
+    let identity = image.headers().current().data_write_guid;
+    let force = match new < old {
+        true => "--force resizes all the same, and cuts off what lies behind the new end",
+        false => "--force resizes all the same",
+    };
+    require_no_children_of(&args.image, identity, force, |children| {
+        changing_would_lose("resizing it", force, children)
+    })
+}
+
+/// Refuses a size that cuts a partition.
+fn judge(image: &Image, new: u64, args: &ResizeArgs) -> anyhow::Result<()> {
+    let old = image.virtual_size();
     if new < old && !args.force {
         require_whole_partitions(image, new)?;
         if let Some(second) = SecondGpt::in_the_way(image)?.filter(|second| new < second.end) {
             bail!("{}", way_around(args, new.max(second.least)));
         }
     }
-    Ok(new)
+    Ok(())
 }
 
 /// What a smaller disk has lost of its partitions, or of a file system without one: a line each.

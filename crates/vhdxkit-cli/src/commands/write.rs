@@ -10,6 +10,7 @@ use vhdxkit::storage::change_tracking_beside;
 use vhdxkit::{Image, OpenOptions};
 
 use super::Context;
+use super::children::{changing_would_lose, require_no_children_of};
 use crate::args::WriteArgs;
 use crate::console::{named, print_json, shown, size};
 use crate::failure::begin;
@@ -21,6 +22,12 @@ pub(crate) fn run(args: &WriteArgs, context: Context) -> anyhow::Result<()> {
     // Looked at first: an image that cannot take these bytes is not even replayed.
     let looked_at = Image::open(&args.image)?;
     judge(&looked_at, args.offset).with_context(failed)?;
+    if !args.force {
+        let identity = looked_at.headers().current().data_write_guid;
+        let force = "--force writes all the same";
+        let refusal = |children: &str| changing_would_lose("writing to it", force, children);
+        require_no_children_of(&args.image, identity, force, refusal).with_context(failed)?;
+    }
     if is_replayed_to_write(&looked_at) {
         begin();
     }
