@@ -130,7 +130,7 @@ fn target_format(args: &ConvertArgs) -> anyhow::Result<TargetFormat> {
 }
 
 fn judge(args: &ConvertArgs) -> anyhow::Result<Option<Metadata>> {
-    if same_file(&args.source, &args.target) {
+    if new_file::same_file(&args.source, &args.target) {
         bail!("source and target are the same file");
     }
     new_file::judge_target(&args.target, args.force)
@@ -141,7 +141,7 @@ fn open_source(args: &ConvertArgs) -> anyhow::Result<Disk> {
     let disk = Disk::open_with(&args.source, format, &args.open.options())?;
     warn_of_disk(&args.source, &disk);
     // A copy in the place of a parent would be the end of both.
-    let is_target = |path: &Path| same_file(path, &args.target);
+    let is_target = |path: &Path| new_file::same_file(path, &args.target);
     let replaces_parent = match &disk {
         Disk::Vhdx(image) => image.layers().filter_map(Image::path).any(is_target),
         Disk::Vhd(disk) => disk.layers().filter_map(Vhd::path).any(is_target),
@@ -160,27 +160,6 @@ fn was_fixed(source: &Disk) -> bool {
 /// Whether a VHD is a fixed one.
 pub(super) fn is_fixed(disk: &Vhd) -> bool {
     disk.disk_type() == DiskType::Fixed
-}
-
-pub(super) fn same_file(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => true,
-        _ => same_inode(a, b),
-    }
-}
-
-#[cfg(unix)]
-fn same_inode(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (std::fs::metadata(a), std::fs::metadata(b)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn same_inode(_: &Path, _: &Path) -> bool {
-    false
 }
 
 fn to_image(

@@ -1,14 +1,12 @@
 //! `vhdx create`.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhdxkit::ops::measure::measure;
 use vhdxkit::{CreateOptions, Error, ErrorKind, Image};
 
-use super::convert::same_file;
 use super::{Context, new_file};
 use crate::args::CreateArgs;
 use crate::console::{named, print_json, quoted, size, stop_on_signal};
@@ -26,7 +24,7 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     let failed = || format!("cannot create {}", args.image.display());
     let options = match &args.parent {
         Some(parent) => {
-            refuse_parent(parent, &args.image)?;
+            new_file::refuse_parent(parent, &args.image)?;
             CreateOptions::child_of(&Image::open(parent)?).with_context(failed)?
         }
         None => CreateOptions::new(args.size.unwrap_or_default()),
@@ -92,13 +90,5 @@ fn judge_name(args: &CreateArgs, extension: &str) -> anyhow::Result<()> {
         Some(_) => wrong_usage!(
             "{name}: create makes VHDX and VHD, and no .{extension}: name it {vhdx} for a VHDX"
         ),
-    }
-}
-
-/// Refuses to make a child in its parent's place.
-pub(super) fn refuse_parent(parent: &Path, image: &Path) -> anyhow::Result<()> {
-    match same_file(parent, image) {
-        true => bail!("{} would be its own parent: name the child otherwise", image.display()),
-        false => Ok(()),
     }
 }

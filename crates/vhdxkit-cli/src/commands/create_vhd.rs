@@ -8,7 +8,6 @@ use vhdxkit::OpenOptions;
 use vhdxkit::ops::measure::measure_vhd;
 use vhdxkit::vhd::VhdOptions;
 
-use super::create::refuse_parent;
 use super::{Context, new_file};
 use crate::args::{CreateArgs, TargetFormat};
 use crate::console::{named, print_json, size, stop_on_signal};
@@ -19,7 +18,7 @@ pub(crate) fn run(args: &CreateArgs, context: Context) -> anyhow::Result<()> {
     args.make.judge(TargetFormat::Vhd)?;
     let options = match &args.parent {
         Some(parent) => {
-            refuse_parent(parent, &args.image)?;
+            new_file::refuse_parent(parent, &args.image)?;
             let parent = OpenOptions::new().open_vhd(parent)?;
             VhdOptions::child_of(&parent, &args.image).with_context(failed)?
         }

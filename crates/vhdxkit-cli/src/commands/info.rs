@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vhdxkit::log::LogState;
 use vhdxkit::ops::disk::DiskFormat;
 use vhdxkit::ops::inspect::{BlockCounts, count_blocks};
-use vhdxkit::{Error, Image, OpenOptions};
+use vhdxkit::{Image, OpenOptions};
 
 use super::{Context, info_other};
 use crate::args::{InfoArgs, open_as_far_as_possible};
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &InfoArgs, context: Context) -> anyhow::Result<()> {
     let each = || layers.iter().zip(&counts).map(|(image, blocks)| (*image, blocks.as_ref()));
     if context.json {
         let mut all: Vec<Value> = each().map(|(image, blocks)| as_json(image, blocks)).collect();
-        tell_unresolved(&mut all, alone.as_ref());
+        info_other::tell_unresolved(&mut all, alone.as_ref());
         let mut first = all.first().cloned().unwrap_or_default();
         if args.chain
             && let Some(object) = first.as_object_mut()
@@ -48,15 +48,6 @@ pub(crate) fn run(args: &InfoArgs, context: Context) -> anyhow::Result<()> {
         writeln!(io::stdout(), "  parent: {problem}")?;
     }
     Ok(())
-}
-
-/// Adds to the first of the images why its parent could not be had.
-pub(super) fn tell_unresolved(images: &mut [Value], problem: Option<&Error>) {
-    if let Some(problem) = problem
-        && let Some(parent) = images.first_mut().and_then(|first| first["parent"].as_object_mut())
-    {
-        parent.insert("unresolved".to_owned(), problem.to_string().into());
-    }
 }
 
 fn path_of(image: &Image) -> String {

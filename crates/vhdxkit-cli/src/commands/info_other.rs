@@ -9,7 +9,6 @@ use vhdxkit::vhd::{Vhd, VhdBlocks, format as on_disk};
 use vhdxkit::{Error, ErrorKind, OpenOptions};
 
 use super::Context;
-use super::info::tell_unresolved;
 use crate::args::InfoArgs;
 use crate::console::{print_json, size};
 
@@ -198,4 +197,13 @@ fn print_text(value: &Value) -> anyhow::Result<()> {
         line("remark", remark.as_str().unwrap_or_default().to_owned())?;
     }
     Ok(())
+}
+
+/// Adds to the first of the images why its parent could not be had.
+pub(super) fn tell_unresolved(images: &mut [Value], problem: Option<&Error>) {
+    if let Some(problem) = problem
+        && let Some(parent) = images.first_mut().and_then(|first| first["parent"].as_object_mut())
+    {
+        parent.insert("unresolved".to_owned(), problem.to_string().into());
+    }
 }

@@ -8,8 +8,8 @@ use vhdxkit::log::{EntryStatus, Log, LogEntry, Update};
 use vhdxkit::storage::{FileStorage, OpenMode, Storage as _};
 use vhdxkit::view::headers::HeaderPair;
 
-use super::convert::same_file;
 use super::new_file;
+use super::new_file::same_file;
 use crate::args::ExtractArgs;
 
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<()> {

@@ -14,6 +14,14 @@ use vhdxkit::{ErrorKind, OpenOptions};
 use super::children::{require_no_vhd_builds_on, require_none_builds_on};
 use crate::failure::TargetInUse;
 
+/// Refuses to make a child in its parent's place.
+pub(super) fn refuse_parent(parent: &Path, image: &Path) -> anyhow::Result<()> {
+    match same_file(parent, image) {
+        true => bail!("{} would be its own parent: name the child otherwise", image.display()),
+        false => Ok(()),
+    }
+}
+
 /// Refuses a target that must not be written. Gives what is there already.
 pub(crate) fn judge_target(path: &Path, force: bool) -> anyhow::Result<Option<Metadata>> {
     let meta = match std::fs::metadata(path) {
@@ -130,4 +138,26 @@ fn sync_folder(folder: &Path) {
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
+}
+
+/// Whether two names lead to one file.
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => true,
+        _ => same_inode(a, b),
+    }
+}
+
+#[cfg(unix)]
+fn same_inode(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (std::fs::metadata(a), std::fs::metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn same_inode(_: &Path, _: &Path) -> bool {
+    false
 }

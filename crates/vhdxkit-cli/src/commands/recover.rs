@@ -16,7 +16,7 @@ use vhdxkit::storage::{FileStorage, OpenMode};
 use vhdxkit::view::geometry::{DiskType, Geometry};
 use vhdxkit::{Image, OpenOptions, ParentPolicy};
 
-use super::convert::same_file;
+use super::new_file::same_file;
 use super::{Context, foreign, new_file};
 use crate::args::RecoverArgs;
 use crate::console::{Bar, count, named, print_json, size, stop_on_signal};

@@ -14,7 +14,7 @@ use vhdxkit::{Extent, Image};
 
 use super::{Context, foreign, new_file};
 use crate::args::{MapArgs, open_as_far_as_possible, warn};
-use crate::commands::convert::same_file;
+use crate::commands::new_file::same_file;
 use crate::console::{self, size, stop_on_signal};
 use crate::failure::{exit, wrong_usage};
 use html::Facts;
