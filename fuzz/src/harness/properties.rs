@@ -129,7 +129,10 @@ pub fn judge_refusal(error: &Error) -> &Defect {
 fn judge_defect(defect: &Defect) {
     assert!(!defect.to_string().is_empty() && !defect.structure().is_empty());
     assert!(!defect.code().is_empty() && !format!("{defect:?}").is_empty());
-    let nowhere = matches!(defect, Defect::LeakedSpace { .. } | Defect::ChangeTracking { .. });
+    let nowhere = matches!(
+        defect,
+        Defect::LeakedSpace { .. } | Defect::NamelessData { .. } | Defect::ChangeTracking { .. }
+    );
     assert!(defect.offset().is_some() || nowhere, "no offset: {defect}");
 }
 
